@@ -1,0 +1,1 @@
+"""The PostgreSQL and Redis that `kronos-db dev` and the tests start."""

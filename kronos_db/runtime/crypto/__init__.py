@@ -1,0 +1,1 @@
+"""Keys, sealing and the marks of the contract."""

@@ -1,0 +1,1 @@
+"""PostgreSQL: pools, transactions and retries, named queries, migrations, idempotency."""

@@ -1,0 +1,1 @@
+"""What operators and machines ask of a serving process: metrics, health, readiness."""

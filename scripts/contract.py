@@ -1,0 +1,157 @@
+"""Generates what the contract in `protos/` gives, and checks the contract with buf: lint and breaking changes.
+
+`buf` and `protoc` find `buf/validate/validate.proto` in the descriptor that the protovalidate wheel carries, so nothing is
+fetched and no third-party proto is kept in the tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from google.protobuf import descriptor_pb2
+from grpc_tools import protoc
+from protovalidate._gen.buf.validate import validate_pb
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTOS = ROOT / "protos"
+GENERATED = ROOT / "generated"
+VALIDATE = "buf/validate/validate.proto"
+# The well-known types that grpcio-tools ships.
+WELL_KNOWN = Path(protoc.__file__).parent / "_proto"
+BIN = Path(sys.executable).parent
+
+
+def sources(protos: Path) -> list[str]:
+    """Return the contract's files relative to `protos`, sorted."""
+    return sorted(str(path.relative_to(protos)) for path in protos.rglob("*.proto"))
+
+
+def third_party(target: Path) -> Path:
+    """Write the descriptor set of `validate.proto` and its imports below `target` and return its path."""
+    raw = target / "third_party.binpb"
+    well_known = target / "well_known.binpb"
+    names = [f"google/protobuf/{name}.proto" for name in ("descriptor", "duration", "field_mask", "timestamp")]
+    compile_protos([f"-I{WELL_KNOWN}", f"--descriptor_set_out={well_known}", "--include_imports", *names])
+    files = descriptor_pb2.FileDescriptorSet.FromString(well_known.read_bytes())
+    # protovalidate does not export its descriptor: the lock pins the version that has it here.
+    files.file.append(descriptor_pb2.FileDescriptorProto.FromString(validate_pb._DESC.proto.to_binary()))  # noqa: SLF001
+    raw.write_bytes(files.SerializeToString(deterministic=True))
+    return raw
+
+
+def compile_protos(arguments: list[str]) -> None:
+    """Run protoc; exit with its message when it refuses."""
+    if protoc.main(["protoc", *arguments]) != 0:
+        raise SystemExit("protoc refused the contract")
+
+
+def image(protos: Path, target: Path, name: str = "image.binpb") -> Path:
+    """Write the contract in `protos` with its imports and comments as one descriptor set; return its path."""
+    out = target / name
+    inputs = [f"--descriptor_set_in={third_party(target)}", f"-I{protos}", f"-I{WELL_KNOWN}"]
+    compile_protos(
+        [*inputs, f"--descriptor_set_out={out}", "--include_imports", "--include_source_info", *sources(protos)]
+    )
+    return out
+
+
+def generate(target: Path) -> None:
+    """Write stubs, typing files and `kronos.binpb`, the whole contract in one file, into `target`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        third = third_party(Path(scratch))
+        plugins = [f"--plugin=protoc-gen-{name}={BIN}/protoc-gen-{name}" for name in ("mypy", "mypy_grpc")]
+        outputs = [f"--python_out={target}", f"--mypy_out=quiet:{target}"]
+        services = [f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet,sync_only:{target}"]
+        inputs = [f"-I{PROTOS}", f"-I{WELL_KNOWN}"]
+        compile_protos([*plugins, f"--descriptor_set_in={third}", *outputs, VALIDATE])
+        names = sources(PROTOS)
+        compile_protos([*plugins, f"--descriptor_set_in={third}", *inputs, *outputs, *services, *names])
+        shutil.copy(image(PROTOS, Path(scratch)), target / "kronos.binpb")
+    for path in target.rglob("*_pb2_grpc.py*"):
+        # A file of messages alone has an empty service module.
+        if "Stub" not in path.read_text():
+            path.unlink()
+    for package in {path.parent for path in target.rglob("*_pb2.py")}:
+        for folder in [package, *package.parents]:
+            if folder == target:
+                break
+            (folder / "__init__.py").touch()
+            (folder / "py.typed").touch() if folder.parent == target else None
+
+
+def verify() -> None:
+    """Exit with a list when `generated/` is not what the contract gives."""
+    with tempfile.TemporaryDirectory() as scratch:
+        generate(Path(scratch))
+        differences = drift(filecmp.dircmp(scratch, GENERATED, ignore=["__pycache__"]))
+    if differences:
+        raise SystemExit("generated/ is not what protos/ gives; run `make generate`:\n  " + "\n  ".join(differences))
+
+
+def drift(comparison: filecmp.dircmp[str], prefix: str = "") -> list[str]:
+    """Return the paths that differ between two trees."""
+    changed = comparison.left_only + comparison.right_only + comparison.funny_files
+    _, mismatch, errors = filecmp.cmpfiles(
+        comparison.left, comparison.right, comparison.common_files, shallow=False
+    )
+    found = [prefix + name for name in [*changed, *mismatch, *errors]]
+    for name, inner in comparison.subdirs.items():
+        found += drift(inner, f"{prefix}{name}/")
+    return sorted(found)
+
+
+def lint() -> None:
+    """Run `buf lint` and `buf format` over the contract."""
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [flag for folder in sorted(PROTOS.glob("kronos/*")) for flag in ("--path", f"kronos/{folder.name}")]
+        run_buf("lint", str(image(PROTOS, Path(scratch))), "--config", str(PROTOS / "buf.yaml"), *paths)
+    run_buf("format", str(PROTOS), "--diff", "--exit-code")
+
+
+def breaking(base: str) -> None:
+    """Compare the contract with that of the git revision `base`; skip, visibly, when it has none."""
+    with tempfile.TemporaryDirectory() as scratch:
+        before, now = Path(scratch) / "before", Path(scratch) / "now"
+        before.mkdir()
+        now.mkdir()
+        archive = subprocess.run(["git", "archive", base, "protos"], cwd=ROOT, capture_output=True, check=False)
+        if archive.returncode != 0:
+            print(f"buf breaking: nothing to compare with, {base} has no protos/")
+            return
+        subprocess.run(["tar", "-x", "-C", str(before)], input=archive.stdout, check=True)
+        against = image(before / "protos", before)
+        paths = [flag for folder in sorted(PROTOS.glob("kronos/*")) for flag in ("--path", f"kronos/{folder.name}")]
+        config = str(PROTOS / "buf.yaml")
+        run_buf("breaking", str(image(PROTOS, now)), "--against", str(against), "--config", config, "--against-config", config, *paths)
+
+
+def run_buf(*arguments: str) -> None:
+    """Run buf; exit when it finds fault."""
+    if subprocess.run([str(BIN / "buf"), *arguments], cwd=PROTOS, check=False).returncode != 0:
+        raise SystemExit(f"buf {arguments[0]} found fault with the contract")
+
+
+def main() -> None:
+    """Do what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=["generate", "verify", "lint", "breaking"])
+    parser.add_argument("--base", default="main", help="git revision that `breaking` compares with")
+    arguments = parser.parse_args()
+    if arguments.action == "generate":
+        shutil.rmtree(GENERATED, ignore_errors=True)
+        GENERATED.mkdir()
+        generate(GENERATED)
+    elif arguments.action == "breaking":
+        breaking(arguments.base)
+    else:
+        {"verify": verify, "lint": lint}[arguments.action]()
+
+
+if __name__ == "__main__":
+    main()
