@@ -67,7 +67,7 @@ def generate(target: Path) -> None:
         third = third_party(Path(scratch))
         plugins = [f"--plugin=protoc-gen-{name}={BIN}/protoc-gen-{name}" for name in ("mypy", "mypy_grpc")]
         outputs = [f"--python_out={target}", f"--mypy_out=quiet:{target}"]
-        services = [f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet,sync_only:{target}"]
+        services = [f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet,only_sync:{target}"]
         inputs = [f"-I{PROTOS}", f"-I{WELL_KNOWN}"]
         compile_protos([*plugins, f"--descriptor_set_in={third}", *outputs, VALIDATE])
         names = sources(PROTOS)

@@ -4,24 +4,10 @@ isort:skip_file
 Users and their credentials: who exists on the platform, in which state, and whether a password is theirs."""
 
 from collections import abc as _abc
-from grpc import aio as _aio
 from kronos.users.v1 import users_pb2 as _users_pb2
 import abc as _abc_1
 import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -34,10 +20,7 @@ class UsersServiceStub:
     REQUEST_ID_REUSED). Every mutating method takes `validate_only`: same checks and same answer, nothing written.
     """
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> UsersServiceAsyncStub: ...
+    def __init__(self, channel: _grpc.Channel) -> None: ...
     CreateUser: _grpc.UnaryUnaryMultiCallable[_users_pb2.CreateUserRequest, _users_pb2.CreateUserResponse]
     """Creates one user in state ACTIVE. ALREADY_EXISTS (USERNAME_TAKEN, EMAIL_TAKEN, PHONE_TAKEN, USER_EXISTS) when another user, also
     a soft-deleted one, has the username, e-mail, phone or id.
@@ -71,49 +54,6 @@ class UsersServiceStub:
     password are alike in answer and in time.
     """
 
-@_typing.type_check_only
-class UsersServiceAsyncStub(UsersServiceStub):
-    """Keeps users. Called by user-service and auth-service.
-
-    Every mutating method takes a `request_id`: a repeat of the same request by the same caller within 24 hours gets the
-    first answer again and changes nothing; the same id with another body is refused (INVALID_ARGUMENT,
-    REQUEST_ID_REUSED). Every mutating method takes `validate_only`: same checks and same answer, nothing written.
-    """
-
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateUser: _aio.UnaryUnaryMultiCallable[_users_pb2.CreateUserRequest, _users_pb2.CreateUserResponse]  # type: ignore[assignment]
-    """Creates one user in state ACTIVE. ALREADY_EXISTS (USERNAME_TAKEN, EMAIL_TAKEN, PHONE_TAKEN, USER_EXISTS) when another user, also
-    a soft-deleted one, has the username, e-mail, phone or id.
-    """
-    BatchCreateUsers: _aio.UnaryUnaryMultiCallable[_users_pb2.BatchCreateUsersRequest, _users_pb2.BatchCreateUsersResponse]  # type: ignore[assignment]
-    """Creates up to 1,000 users, all or none. An error names the index of the user at fault."""
-    GetUser: _aio.UnaryUnaryMultiCallable[_users_pb2.GetUserRequest, _users_pb2.GetUserResponse]  # type: ignore[assignment]
-    """Returns one user by id, username or e-mail; soft-deleted ones too. NOT_FOUND (USER_NOT_FOUND)."""
-    BatchGetUsers: _aio.UnaryUnaryMultiCallable[_users_pb2.BatchGetUsersRequest, _users_pb2.BatchGetUsersResponse]  # type: ignore[assignment]
-    """Returns up to 1,000 users by id. Unknown ids are reported, they do not fail the call."""
-    ListUsers: _aio.UnaryUnaryMultiCallable[_users_pb2.ListUsersRequest, _users_pb2.ListUsersResponse]  # type: ignore[assignment]
-    """Lists users that match every filter given, page by page."""
-    UpdateUser: _aio.UnaryUnaryMultiCallable[_users_pb2.UpdateUserRequest, _users_pb2.UpdateUserResponse]  # type: ignore[assignment]
-    """Changes the fields that the mask names. ABORTED (ETAG_MISMATCH) when the etag is not the current one."""
-    SuspendUser: _aio.UnaryUnaryMultiCallable[_users_pb2.SuspendUserRequest, _users_pb2.SuspendUserResponse]  # type: ignore[assignment]
-    """Moves an ACTIVE user to SUSPENDED. FAILED_PRECONDITION (USER_STATE) from any other state."""
-    ReactivateUser: _aio.UnaryUnaryMultiCallable[_users_pb2.ReactivateUserRequest, _users_pb2.ReactivateUserResponse]  # type: ignore[assignment]
-    """Moves a SUSPENDED user to ACTIVE. FAILED_PRECONDITION (USER_STATE) from any other state."""
-    DeleteUser: _aio.UnaryUnaryMultiCallable[_users_pb2.DeleteUserRequest, _users_pb2.DeleteUserResponse]  # type: ignore[assignment]
-    """Soft-deletes a user: kept, but no longer listed by default and not able to sign in. Username, e-mail and phone
-    stay reserved. NOT_FOUND when already deleted.
-    """
-    UndeleteUser: _aio.UnaryUnaryMultiCallable[_users_pb2.UndeleteUserRequest, _users_pb2.UndeleteUserResponse]  # type: ignore[assignment]
-    """Brings a soft-deleted user back in the state it had. FAILED_PRECONDITION (USER_STATE) when it is not deleted."""
-    EraseUser: _aio.UnaryUnaryMultiCallable[_users_pb2.EraseUserRequest, _users_pb2.EraseUserResponse]  # type: ignore[assignment]
-    """Removes a user and its credentials for good, in whatever state it is."""
-    SetPassword: _aio.UnaryUnaryMultiCallable[_users_pb2.SetPasswordRequest, _users_pb2.SetPasswordResponse]  # type: ignore[assignment]
-    """Sets or replaces the password of a user that is not deleted. The server keeps an Argon2id hash alone."""
-    VerifyPassword: _aio.UnaryUnaryMultiCallable[_users_pb2.VerifyPasswordRequest, _users_pb2.VerifyPasswordResponse]  # type: ignore[assignment]
-    """Tells whether a password is the user's. An unknown user, a user without a password, a deleted user and a wrong
-    password are alike in answer and in time.
-    """
-
 class UsersServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps users. Called by user-service and auth-service.
 
@@ -126,8 +66,8 @@ class UsersServiceServicer(metaclass=_abc_1.ABCMeta):
     def CreateUser(
         self,
         request: _users_pb2.CreateUserRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.CreateUserResponse, _abc.Awaitable[_users_pb2.CreateUserResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.CreateUserResponse:
         """Creates one user in state ACTIVE. ALREADY_EXISTS (USERNAME_TAKEN, EMAIL_TAKEN, PHONE_TAKEN, USER_EXISTS) when another user, also
         a soft-deleted one, has the username, e-mail, phone or id.
         """
@@ -136,64 +76,64 @@ class UsersServiceServicer(metaclass=_abc_1.ABCMeta):
     def BatchCreateUsers(
         self,
         request: _users_pb2.BatchCreateUsersRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.BatchCreateUsersResponse, _abc.Awaitable[_users_pb2.BatchCreateUsersResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.BatchCreateUsersResponse:
         """Creates up to 1,000 users, all or none. An error names the index of the user at fault."""
 
     @_abc_1.abstractmethod
     def GetUser(
         self,
         request: _users_pb2.GetUserRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.GetUserResponse, _abc.Awaitable[_users_pb2.GetUserResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.GetUserResponse:
         """Returns one user by id, username or e-mail; soft-deleted ones too. NOT_FOUND (USER_NOT_FOUND)."""
 
     @_abc_1.abstractmethod
     def BatchGetUsers(
         self,
         request: _users_pb2.BatchGetUsersRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.BatchGetUsersResponse, _abc.Awaitable[_users_pb2.BatchGetUsersResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.BatchGetUsersResponse:
         """Returns up to 1,000 users by id. Unknown ids are reported, they do not fail the call."""
 
     @_abc_1.abstractmethod
     def ListUsers(
         self,
         request: _users_pb2.ListUsersRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.ListUsersResponse, _abc.Awaitable[_users_pb2.ListUsersResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.ListUsersResponse:
         """Lists users that match every filter given, page by page."""
 
     @_abc_1.abstractmethod
     def UpdateUser(
         self,
         request: _users_pb2.UpdateUserRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.UpdateUserResponse, _abc.Awaitable[_users_pb2.UpdateUserResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.UpdateUserResponse:
         """Changes the fields that the mask names. ABORTED (ETAG_MISMATCH) when the etag is not the current one."""
 
     @_abc_1.abstractmethod
     def SuspendUser(
         self,
         request: _users_pb2.SuspendUserRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.SuspendUserResponse, _abc.Awaitable[_users_pb2.SuspendUserResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.SuspendUserResponse:
         """Moves an ACTIVE user to SUSPENDED. FAILED_PRECONDITION (USER_STATE) from any other state."""
 
     @_abc_1.abstractmethod
     def ReactivateUser(
         self,
         request: _users_pb2.ReactivateUserRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.ReactivateUserResponse, _abc.Awaitable[_users_pb2.ReactivateUserResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.ReactivateUserResponse:
         """Moves a SUSPENDED user to ACTIVE. FAILED_PRECONDITION (USER_STATE) from any other state."""
 
     @_abc_1.abstractmethod
     def DeleteUser(
         self,
         request: _users_pb2.DeleteUserRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.DeleteUserResponse, _abc.Awaitable[_users_pb2.DeleteUserResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.DeleteUserResponse:
         """Soft-deletes a user: kept, but no longer listed by default and not able to sign in. Username, e-mail and phone
         stay reserved. NOT_FOUND when already deleted.
         """
@@ -202,34 +142,34 @@ class UsersServiceServicer(metaclass=_abc_1.ABCMeta):
     def UndeleteUser(
         self,
         request: _users_pb2.UndeleteUserRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.UndeleteUserResponse, _abc.Awaitable[_users_pb2.UndeleteUserResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.UndeleteUserResponse:
         """Brings a soft-deleted user back in the state it had. FAILED_PRECONDITION (USER_STATE) when it is not deleted."""
 
     @_abc_1.abstractmethod
     def EraseUser(
         self,
         request: _users_pb2.EraseUserRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.EraseUserResponse, _abc.Awaitable[_users_pb2.EraseUserResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.EraseUserResponse:
         """Removes a user and its credentials for good, in whatever state it is."""
 
     @_abc_1.abstractmethod
     def SetPassword(
         self,
         request: _users_pb2.SetPasswordRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.SetPasswordResponse, _abc.Awaitable[_users_pb2.SetPasswordResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.SetPasswordResponse:
         """Sets or replaces the password of a user that is not deleted. The server keeps an Argon2id hash alone."""
 
     @_abc_1.abstractmethod
     def VerifyPassword(
         self,
         request: _users_pb2.VerifyPasswordRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_users_pb2.VerifyPasswordResponse, _abc.Awaitable[_users_pb2.VerifyPasswordResponse]]:
+        context: _grpc.ServicerContext,
+    ) -> _users_pb2.VerifyPasswordResponse:
         """Tells whether a password is the user's. An unknown user, a user without a password, a deleted user and a wrong
         password are alike in answer and in time.
         """
 
-def add_UsersServiceServicer_to_server(servicer: UsersServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_UsersServiceServicer_to_server(servicer: UsersServiceServicer, server: _grpc.Server) -> None: ...
