@@ -131,7 +131,7 @@ class User(_message.Message):
     """UUID (RFC 9562). Optional on creation: the server assigns a UUIDv7. Immutable."""
     username: _builtins.str
     """Name to sign in with, 1 to 64 characters: letters, marks, digits and `. _ + -`, beginning with a letter or digit.
-    Required. Unique without regard to case, also after Unicode normalisation (NFKC_Casefold).
+    Required on creation. Unique without regard to case, also after Unicode normalisation (NFKC_Casefold).
     """
     email: _builtins.str
     """E-mail address, at most 254 characters. Optional. Unique without regard to case, also after normalisation."""

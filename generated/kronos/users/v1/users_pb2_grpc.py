@@ -115,8 +115,8 @@ class UsersServiceServicer:
     """
 
     def CreateUser(self, request, context):
-        """Creates one user in state ACTIVE. ALREADY_EXISTS (USERNAME_TAKEN, EMAIL_TAKEN, PHONE_TAKEN, USER_EXISTS) when another user, also
-        a soft-deleted one, has the username, e-mail, phone or id.
+        """Creates one user in state ACTIVE. ALREADY_EXISTS (USERNAME_TAKEN, EMAIL_TAKEN, PHONE_TAKEN, USER_EXISTS)
+        when another user, also a soft-deleted one, has the username, e-mail, phone or id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -22,8 +22,8 @@ class UsersServiceStub:
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
     CreateUser: _grpc.UnaryUnaryMultiCallable[_users_pb2.CreateUserRequest, _users_pb2.CreateUserResponse]
-    """Creates one user in state ACTIVE. ALREADY_EXISTS (USERNAME_TAKEN, EMAIL_TAKEN, PHONE_TAKEN, USER_EXISTS) when another user, also
-    a soft-deleted one, has the username, e-mail, phone or id.
+    """Creates one user in state ACTIVE. ALREADY_EXISTS (USERNAME_TAKEN, EMAIL_TAKEN, PHONE_TAKEN, USER_EXISTS)
+    when another user, also a soft-deleted one, has the username, e-mail, phone or id.
     """
     BatchCreateUsers: _grpc.UnaryUnaryMultiCallable[_users_pb2.BatchCreateUsersRequest, _users_pb2.BatchCreateUsersResponse]
     """Creates up to 1,000 users, all or none. An error names the index of the user at fault."""
@@ -68,8 +68,8 @@ class UsersServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _users_pb2.CreateUserRequest,
         context: _grpc.ServicerContext,
     ) -> _users_pb2.CreateUserResponse:
-        """Creates one user in state ACTIVE. ALREADY_EXISTS (USERNAME_TAKEN, EMAIL_TAKEN, PHONE_TAKEN, USER_EXISTS) when another user, also
-        a soft-deleted one, has the username, e-mail, phone or id.
+        """Creates one user in state ACTIVE. ALREADY_EXISTS (USERNAME_TAKEN, EMAIL_TAKEN, PHONE_TAKEN, USER_EXISTS)
+        when another user, also a soft-deleted one, has the username, e-mail, phone or id.
         """
 
     @_abc_1.abstractmethod

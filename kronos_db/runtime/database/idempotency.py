@@ -1,0 +1,80 @@
+"""Makes retries of writes safe: the answer of a write is stored in its own transaction, and a repeat gets it again.
+
+The row is inserted after the write's own statements and together with COMMIT. Its primary key decides between attempts
+that overlap: the second one fails as a whole and answers from the row of the first. So an attempt whose outcome was lost is
+resolved by simply attempting again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from kronos_db.runtime.database.pool import Connection
+from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.errors import FieldViolation, RequestIdReusedError
+
+Result = TypeVar("Result")
+Reply = TypeVar("Reply")
+
+PRIMARY_KEY = "idempotency_pkey"
+# Every 16th write removes up to 64 expired rows, so the table needs no janitor.
+_PURGE_ODDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation(Generic[Result, Reply]):
+    """What is needed to answer a mutating call once.
+
+    `caller` and `request_id` name the call; `fingerprint` is a keyed hash over method and body. `reply` turns the write's
+    result into the answer, `encode` and `decode` keep it. `window` is in seconds. With `validate_only` nothing is kept.
+    """
+
+    caller: str
+    request_id: UUID
+    fingerprint: bytes
+    reply: Callable[[Result], Reply]
+    encode: Callable[[Reply], bytes]
+    decode: Callable[[bytes], Reply]
+    window: float
+    validate_only: bool = False
+
+
+class Idempotency:
+    """The idempotency table of one domain."""
+
+    def __init__(self, schema: str) -> None:
+        self._queries = load_queries(Path(__file__).with_name("idempotency.sql"), schema)
+
+    def keep(self, connection: Connection, mutation: Mutation[Result, Reply], reply: Reply) -> None:
+        """Queue the row that holds `reply`; the transaction fails on PRIMARY_KEY when the call was answered before."""
+        if random.randrange(_PURGE_ODDS) == 0:
+            connection.execute(self._queries["purge"].text, binary=True)
+        params = {
+            "caller": mutation.caller,
+            "request_id": mutation.request_id,
+            "fingerprint": mutation.fingerprint,
+            "reply": mutation.encode(reply),
+            "window": mutation.window,
+        }
+        connection.execute(self._queries["keep"].text, params, binary=True)
+
+    def recall(self, connection: Connection, mutation: Mutation[Result, Reply]) -> Reply | None:
+        """Return the stored answer of this call, or None when it was never answered.
+
+        Raises RequestIdReusedError when the id was used for another request.
+        """
+        params = {"caller": mutation.caller, "request_id": mutation.request_id}
+        row = connection.execute(self._queries["recall"].text, params, binary=True).fetchone()
+        if row is None:
+            return None
+        fingerprint, reply = row
+        if fingerprint != mutation.fingerprint:
+            raise RequestIdReusedError(
+                violations=[FieldViolation("request_id", "was used before with another request")]
+            )
+        return mutation.decode(reply)

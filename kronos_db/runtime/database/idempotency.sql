@@ -1,0 +1,25 @@
+-- name: keep
+-- Stores the answer of a call; conflicts on the primary key when the call was answered before.
+INSERT INTO {schema}.idempotency (caller, request_id, fingerprint, reply, expire_time)
+VALUES (
+    %(caller)s, %(request_id)s, %(fingerprint)s, %(reply)s,
+    now() + make_interval(secs => %(window)s)
+);
+
+-- name: recall
+-- The answer of a call: for its window at least, and until it is purged.
+SELECT fingerprint, reply
+FROM {schema}.idempotency
+WHERE caller = %(caller)s AND request_id = %(request_id)s;
+
+-- name: purge
+-- Removes some rows whose window is over; whoever else purges at the same time takes others.
+DELETE FROM {schema}.idempotency
+WHERE (caller, request_id) IN (
+    SELECT caller, request_id
+    FROM {schema}.idempotency
+    WHERE expire_time < now()
+    ORDER BY expire_time
+    LIMIT 64
+    FOR UPDATE SKIP LOCKED
+);

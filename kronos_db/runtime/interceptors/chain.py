@@ -1,0 +1,284 @@
+"""Composes the interceptors around every handler, once per method when the server is built.
+
+An interceptor is one of two things. A `Guard` stands around a call: it may refuse it at the beginning and sees how it ended. A
+`Filter` sees each message: requests on the way in, responses on the way out. Neither needs to know whether a method
+streams: that is settled here, for the four kinds, in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import grpc
+from google.protobuf import descriptor_pool
+
+from kronos_db.runtime.interceptors.call import Call
+from kronos_db.runtime.interceptors.method import Method
+
+Message: TypeAlias = Any
+Handler: TypeAlias = Callable[[Any, Call], Any]
+Begin: TypeAlias = Callable[[Call], None]
+End: TypeAlias = Callable[[Call, BaseException | None], None]
+Step: TypeAlias = Callable[[Message, Call], Message]
+
+
+class Guard(Protocol):
+    """Stands around a call. Both functions are made once per method; None where there is nothing to do."""
+
+    def begin(self, method: Method) -> Begin | None:
+        """Return what runs before the call; it refuses by raising. `end` does not run for a call it refused."""
+
+    def end(self, method: Method) -> End | None:
+        """Return what runs after the call, with the exception that ended it, if any."""
+
+
+class Filter(Protocol):
+    """Sees each message. Both functions are made once per method; None where there is nothing to do."""
+
+    def request(self, method: Method) -> Step | None:
+        """Return what each request message passes on its way in."""
+
+    def response(self, method: Method) -> Step | None:
+        """Return what each response message passes on its way out."""
+
+
+class Place(NamedTuple):
+    """A place in the chain and why it is where it is."""
+
+    name: str
+    because: str
+
+
+# Outermost first. The reasons are part of the design: move nothing without mending them.
+ORDER: Sequence[Place] = (
+    Place("access_log", "it names the call, and every outcome of it, also a refusal, gets one line under that name"),
+    Place("metrics", "refusals by anything below are counted with the code that they leave with"),
+    Place("errors", "everything below raises exceptions, and this is the one place that turns them into a status"),
+    Place("authentication", "nothing is read, decoded or spent for a caller that is not known and allowed"),
+    Place("overload", "limits count known callers' calls alone, and refuse before the work of decoding and validation"),
+    Place("validation", "rules are written for what the caller wrote, so they hold before anything is sealed"),
+    Place("encryption", "the handler is the first to see the message after it, so nothing below ever holds plaintext"),
+)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The interceptors by the names of ORDER, and the pool for methods that burn processor time."""
+
+    interceptors: Mapping[str, Guard | Filter]
+    compute_pool: ThreadPoolExecutor
+
+    def __post_init__(self) -> None:
+        """Refuse a chain with a missing or an unknown link."""
+        if set(self.interceptors) != {place.name for place in ORDER}:
+            raise ValueError("the chain needs exactly the interceptors of ORDER")
+
+    def compose(self, method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return `handler` with the whole chain around it. It gets raw request bytes: validation decodes them."""
+        inner = _behavior(method, handler)
+        if _pushes(handler):
+            behavior = self._pushed(method, inner)
+        else:
+            composed = _with_filters(method, inner, self._filters())
+            for guard in reversed(self._guards()):
+                composed = _with_guard(method, composed, guard)
+            behavior = _entered(method, composed)
+        if method.compute:
+            behavior.experimental_thread_pool = self.compute_pool  # type: ignore[attr-defined]  # read by grpc._server
+        factory = {
+            "unary": grpc.unary_unary_rpc_method_handler,
+            "client_stream": grpc.stream_unary_rpc_method_handler,
+            "server_stream": grpc.unary_stream_rpc_method_handler,
+            "bidi_stream": grpc.stream_stream_rpc_method_handler,
+        }[method.kind]
+        return factory(behavior, request_deserializer=None, response_serializer=handler.response_serializer)
+
+    def _pushed(self, method: Method, handler: Handler) -> Callable[..., Any]:
+        """Compose a handler that answers by callback: it returns at once, and its stream holds no thread while idle."""
+        guards = [(guard.begin(method) or _nothing_before, guard.end(method) or _nothing_after) for guard in self._guards()]
+        inward, outward = _steps(method, self._filters())
+        receive, emit = _joined(inward), _joined(outward)
+
+        def push(request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+            call = Call(method, context)
+            entered: list[End] = []
+            try:
+                for begin, end in guards:
+                    begin(call)
+                    entered.insert(0, end)
+                handler(receive(request, call), call, lambda message: send(message and emit(message, call)))
+            except BaseException as error:
+                _unwind(entered, call, error)
+                return
+            if not context.add_callback(lambda: _unwind(entered, call, None)):
+                _unwind(entered, call, None)
+
+        push.experimental_non_blocking = True  # type: ignore[attr-defined]  # read by grpc._server
+        return push
+
+    def _guards(self) -> list[Guard]:
+        ordered = [self.interceptors[place.name] for place in ORDER]
+        return [link for link in ordered if hasattr(link, "begin")]
+
+    def _filters(self) -> list[Filter]:
+        ordered = [self.interceptors[place.name] for place in ORDER]
+        return [link for link in ordered if hasattr(link, "request")]
+
+
+class Registrar:
+    """Stands in for the server while generated code registers its handlers, and keeps them by method."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[Method, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """Keep the handlers of one service."""
+        descriptor = descriptor_pool.Default().FindServiceByName(service)
+        for name, handler in handlers.items():
+            self.handlers[Method(descriptor.methods_by_name[name])] = handler
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Pass over: the same handlers come through `add_registered_method_handlers`."""
+
+
+def register(server: grpc.Server, handlers: Mapping[Method, grpc.RpcMethodHandler[Any, Any]]) -> None:
+    """Put composed handlers on `server`."""
+    services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+    for method, handler in handlers.items():
+        services.setdefault(method.service, {})[method.name] = handler
+    for service, methods in services.items():
+        server.add_registered_method_handlers(service, methods)  # type: ignore[attr-defined]  # newer than the stubs
+
+
+def _behavior(method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> Handler:
+    found: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    if found is None:
+        raise ValueError("a method handler without behavior")
+    if method.ours:
+        return found  # type: ignore[no-any-return]
+
+    def foreign(request: Any, call: Call, *send: Callable[[Any], None]) -> Any:
+        """Give a handler of another package the context that it expects, and take over the code that it sets."""
+        response = found(request, call.context, *send)
+        code = call.context.code()  # type: ignore[attr-defined]  # not in the stubs
+        if isinstance(code, grpc.StatusCode):
+            call.code = code.name
+        return response
+
+    return foreign
+
+
+def _pushes(handler: grpc.RpcMethodHandler[Any, Any]) -> bool:
+    return bool(getattr(handler.unary_stream, "experimental_non_blocking", False))
+
+
+def _unwind(entered: Sequence[End], call: Call, error: BaseException | None) -> None:
+    """Tell the guards that a pushed call ended, innermost first; one that raises changes what the next ones see."""
+    for end in entered:
+        try:
+            end(call, error)
+        except Exception as raised:
+            error = raised
+    if error is not None:
+        raise error
+
+
+def _entered(method: Method, inner: Handler) -> Callable[[Any, grpc.ServicerContext], Any]:
+    def enter(request: Any, context: grpc.ServicerContext) -> Any:
+        return inner(request, Call(method, context))
+
+    return enter
+
+
+def _steps(method: Method, filters: Sequence[Filter]) -> tuple[list[Step], list[Step]]:
+    """Return the steps of requests, outermost first, and those of responses, innermost first."""
+    inward = [step for link in filters if (step := link.request(method)) is not None]
+    outward = [step for link in reversed(filters) if (step := link.response(method)) is not None]
+    return inward, outward
+
+
+def _with_filters(method: Method, handler: Handler, filters: Sequence[Filter]) -> Handler:
+    """Put the steps for messages directly around the handler."""
+    inward, outward = _steps(method, filters)
+    composed = handler
+    if inward:
+        composed = (_stream_in if method.descriptor.client_streaming else _unary_in)(composed, _joined(inward))
+    if outward:
+        composed = (_stream_out if method.descriptor.server_streaming else _unary_out)(composed, _joined(outward))
+    return composed
+
+
+def _joined(steps: Sequence[Step]) -> Step:
+    if len(steps) == 1:
+        return steps[0]
+
+    def run(message: Message, call: Call) -> Message:
+        for step in steps:
+            message = step(message, call)
+        return message
+
+    return run
+
+
+def _unary_in(inner: Handler, step: Step) -> Handler:
+    return lambda request, call: inner(step(request, call), call)
+
+
+def _stream_in(inner: Handler, step: Step) -> Handler:
+    return lambda requests, call: inner((step(request, call) for request in requests), call)
+
+
+def _unary_out(inner: Handler, step: Step) -> Handler:
+    return lambda request, call: step(inner(request, call), call)
+
+
+def _stream_out(inner: Handler, step: Step) -> Handler:
+    return lambda request, call: (step(response, call) for response in inner(request, call))
+
+
+def _with_guard(method: Method, inner: Handler, guard: Guard) -> Handler:
+    begin, end = guard.begin(method), guard.end(method)
+    if begin is None and end is None:
+        return inner
+    around = _guard_stream if method.descriptor.server_streaming else _guard_unary
+    return around(inner, begin or _nothing_before, end or _nothing_after)
+
+
+def _guard_unary(inner: Handler, begin: Begin, end: End) -> Handler:
+    def guarded(request: Any, call: Call) -> Any:
+        begin(call)
+        try:
+            response = inner(request, call)
+        except BaseException as error:
+            end(call, error)
+            raise
+        end(call, None)
+        return response
+
+    return guarded
+
+
+def _guard_stream(inner: Handler, begin: Begin, end: End) -> Handler:
+    def guarded(request: Any, call: Call) -> Iterator[Any]:
+        begin(call)
+        try:
+            yield from inner(request, call)
+        except BaseException as error:
+            end(call, error)
+            raise
+        end(call, None)
+
+    return guarded
+
+
+def _nothing_before(call: Call) -> None:
+    """Let the call pass."""
+
+
+def _nothing_after(call: Call, error: BaseException | None) -> None:
+    """Let the outcome pass."""

@@ -1,0 +1,67 @@
+"""Last in the chain: seals the marked fields of requests and opens those of answers, so that nothing behind it holds plaintext."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from kronos_db.runtime.crypto.keyring import KeyRing
+from kronos_db.runtime.crypto.marks import Marks
+from kronos_db.runtime.crypto.sealing import Sealer
+from kronos_db.runtime.interceptors.call import Call
+from kronos_db.runtime.interceptors.chain import Message, Step
+from kronos_db.runtime.interceptors.method import Method
+
+
+class Encryption:
+    """Works with the keys of the domain that serves the method.
+
+    For mutating methods it also takes the fingerprint of the request: here, because the sealed form of one value is
+    never the same twice, and keyed, because a bare hash of a password or a telephone number can be guessed.
+    """
+
+    def __init__(self, rings: Mapping[str, KeyRing], marks: Marks, request_id_window: float) -> None:
+        self._rings = rings
+        self._marks = marks
+        self._window = request_id_window
+
+    def request(self, method: Method) -> Step | None:
+        """Take the fingerprint and seal."""
+        ring = self._rings.get(method.domain)
+        plan = self._marks.plan(method.request)
+        if ring is None or (plan is None and not method.mutating):
+            return None
+        sealer = Sealer(ring)
+        key = ring.subkey("fingerprint")
+
+        def step(message: Message, call: Call) -> Message:
+            if method.mutating:
+                self._note_mutation(key, message, call)
+            if plan is not None:
+                plan.seal(message, sealer)
+            return message
+
+        return step
+
+    def response(self, method: Method) -> Step | None:
+        """Open."""
+        ring = self._rings.get(method.domain)
+        plan = self._marks.plan(method.response)
+        if ring is None or plan is None:
+            return None
+        sealer = Sealer(ring)
+
+        def step(message: Message, _call: Call) -> Message:
+            plan.open(message, sealer)
+            return message
+
+        return step
+
+    def _note_mutation(self, key: bytes, message: Any, call: Call) -> None:
+        call.write_id = UUID(message.request_id) if message.request_id else None
+        call.validate_only = message.validate_only
+        call.request_id_window = self._window
+        body = message.SerializeToString(deterministic=True)
+        call.fingerprint = hmac.digest(key, call.method.path.encode() + b"\0" + body, "sha256")

@@ -1,0 +1,81 @@
+"""What is known of a method before any call of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from kronos.options.v1 import options_pb2
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of the contract."""
+
+    descriptor: MethodDescriptor
+
+    @cached_property
+    def service(self) -> str:
+        """Full name of the service, for example `kronos.users.v1.UsersService`."""
+        return self.descriptor.containing_service.full_name
+
+    @cached_property
+    def name(self) -> str:
+        """Name within the service."""
+        return self.descriptor.name
+
+    @cached_property
+    def path(self) -> str:
+        """As on the wire and in the access policy: `<service>/<name>`."""
+        return f"{self.service}/{self.name}"
+
+    @cached_property
+    def ours(self) -> bool:
+        """Whether it belongs to the contract; gRPC health and reflection do not."""
+        return self.service.startswith("kronos.")
+
+    @cached_property
+    def domain(self) -> str:
+        """The domain that serves it: `users` of `kronos.users.v1`; for services that are not ours, their package."""
+        package = self.descriptor.containing_service.file.package
+        return package.split(".")[1] if self.ours else package
+
+    @cached_property
+    def request(self) -> Descriptor:
+        """Type of the request."""
+        return self.descriptor.input_type
+
+    @cached_property
+    def response(self) -> Descriptor:
+        """Type of the response."""
+        return self.descriptor.output_type
+
+    @cached_property
+    def request_class(self) -> type[Message]:
+        """Class of the request."""
+        return GetMessageClass(self.request)
+
+    @cached_property
+    def kind(self) -> str:
+        """`unary`, `client_stream`, `server_stream` or `bidi_stream`, as metrics name it."""
+        streams = (self.descriptor.client_streaming, self.descriptor.server_streaming)
+        return {
+            (False, False): "unary",
+            (True, False): "client_stream",
+            (False, True): "server_stream",
+            (True, True): "bidi_stream",
+        }[streams]
+
+    @cached_property
+    def mutating(self) -> bool:
+        """Whether a call writes and is answered once per `request_id` (AIP-155)."""
+        return "request_id" in self.request.fields_by_name
+
+    @cached_property
+    def compute(self) -> bool:
+        """Whether a call burns processor time by design and runs in the small pool for that."""
+        return self.descriptor.GetOptions().Extensions[options_pb2.workload] == options_pb2.WORKLOAD_COMPUTE

@@ -1,0 +1,125 @@
+"""Each domain's place in PostgreSQL: which database, which login role, which migrations."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from kronos_db.config import Settings, SettingsError
+from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.database.dsn import as_role, login_of
+from kronos_db.runtime.database.migrations import (
+    Migration,
+    Migrator,
+    Role,
+    applied_as_seen_by,
+    chain,
+    pending,
+)
+from kronos_db.runtime.database.pool import Pool, PoolLimits
+from kronos_db.runtime.errors import UnavailableError
+
+# The domains that have code: their migrations stand in the folder of the same name.
+SERVED: Sequence[str] = ("users",)
+_MINIMUM_SECRET = 32
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationState:
+    """A migration of a domain, for `kronos-db migrate --status`."""
+
+    domain: str
+    name: str
+    state: Literal["applied", "pending"]
+    applied_at: datetime | None
+    path: Path
+
+
+def open_database(settings: Settings, domain: str) -> Database:
+    """Return the database of `domain` through the pool of its role. Raises SettingsError."""
+    dsn, _role = _access(settings, domain)
+    limits = PoolLimits(
+        settings.pool_max_size, settings.pool_max_waiting, settings.pool_timeout, settings.prepared_statements
+    )
+    return Database(domain, Pool(domain, dsn, limits))
+
+
+def shortfall(domain: str, database: Database) -> str | None:
+    """Return one sentence why the schema of `domain` cannot be served yet, None when it can.
+
+    Raises SchemaTooNewError or MigrationChangedError when waiting does not help.
+    """
+    try:
+        applied = applied_as_seen_by(database)
+    except UnavailableError:
+        return "PostgreSQL does not answer"
+    missing = pending(_chain(domain), applied)
+    return f"{len(missing)} migrations are pending; run `kronos-db migrate`" if missing else None
+
+
+def migrate(settings: Settings, report: Callable[[str, str], None]) -> None:
+    """Bring every domain's schema up to date; calls `report(domain, migration)` after each migration applied."""
+    for domain in SERVED:
+        _migrator(settings, domain).migrate(report)
+
+
+def migration_plan(settings: Settings) -> list[MigrationState]:
+    """Return every migration with its state. Raises SchemaTooNewError or MigrationChangedError."""
+    states = []
+    for domain in SERVED:
+        migrator = _migrator(settings, domain)
+        applied = {row.name: row.applied_at for row in migrator.applied()}
+        for migration in migrator.known:
+            at = applied.get(migration.name)
+            states.append(MigrationState(domain, migration.name, "applied" if at else "pending", at, migration.path))
+    return states
+
+
+def _chain(domain: str) -> Sequence[Migration]:
+    return chain(domain, Path(__file__).parent / domain / "migrations")
+
+
+def _migrator(settings: Settings, domain: str) -> Migrator:
+    _dsn, role = _access(settings, domain)
+    direct = settings.domain_direct_dsn(domain)
+    if direct is None:
+        raise SettingsError("KRONOS_DB_POSTGRES_DIRECT_DSN or KRONOS_DB_POSTGRES_DSN is required to migrate.")
+    return Migrator(domain, direct, _chain(domain), role, settings.statement_timeout)
+
+
+def _access(settings: Settings, domain: str) -> tuple[str, Role]:
+    """Return the DSN that serves `domain` and the login role in it.
+
+    A DSN of the domain's own names its role and password. Else the role is `kronos_<domain>` in the common database, with a
+    password derived from the role secret.
+    """
+    own = settings.domain_dsn(domain)
+    if own is not None:
+        login = login_of(own)
+        if login is None:
+            raise SettingsError(f"KRONOS_DB_{domain.upper()}_DSN: must name a role.")
+        return own, Role(*login)
+    if settings.postgres_dsn is None:
+        raise SettingsError(f"KRONOS_DB_POSTGRES_DSN or KRONOS_DB_{domain.upper()}_DSN is required.")
+    role = f"kronos_{domain}"
+    password = _derived_password(settings, role)
+    return as_role(settings.postgres_dsn.get_secret_value(), role, password), Role(role, password)
+
+
+def _derived_password(settings: Settings, role: str) -> str:
+    path = settings.postgres_role_secret_file
+    if path is None:
+        raise SettingsError("KRONOS_DB_POSTGRES_ROLE_SECRET_FILE is required unless every domain has a DSN of its own.")
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(f"KRONOS_DB_POSTGRES_ROLE_SECRET_FILE: {error.strerror}: {path}.") from None
+    if len(secret) < _MINIMUM_SECRET:
+        raise SettingsError(f"KRONOS_DB_POSTGRES_ROLE_SECRET_FILE: must hold at least {_MINIMUM_SECRET} characters.")
+    digest = hmac.digest(secret, f"kronos-db role {role}".encode(), "sha256")
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()

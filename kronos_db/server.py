@@ -1,0 +1,272 @@
+"""Builds the server from its rooms, runs it, and migrates its database: the one file that knows every domain."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha.reflection import ReflectionServicer, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from kronos.users.v1 import users_pb2_grpc
+from kronos_db.config import Settings, SettingsError
+from kronos_db.runtime.crypto.keyring import KeyRing
+from kronos_db.runtime.crypto.marks import Marks
+from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
+from kronos_db.runtime.database.data_keys import DataKeys
+from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
+from kronos_db.runtime.interceptors.access_log import AccessLog
+from kronos_db.runtime.interceptors.authentication import Authentication
+from kronos_db.runtime.interceptors.chain import Chain, Registrar, register
+from kronos_db.runtime.interceptors.encryption import Encryption
+from kronos_db.runtime.interceptors.errors import Errors
+from kronos_db.runtime.interceptors.metrics import Metrics
+from kronos_db.runtime.interceptors.overload import Overload
+from kronos_db.runtime.interceptors.policy import PolicyError, load_policy
+from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
+from kronos_db.runtime.ops.health import Health
+from kronos_db.runtime.ops.http import OpsServer, standard_routes
+from kronos_db.runtime.ops.logs import configure_logs
+from kronos_db.runtime.ops.metrics import RpcMetrics, counters, gauges, new_registry
+from kronos_db.runtime.ops.readiness import Readiness
+from kronos_db.runtime.paging import PageTokens
+from kronos_db.schemas import SERVED, open_database, shortfall
+from kronos_db.users.model import ERRORS as USERS_ERRORS
+from kronos_db.users.passwords import Passwords
+from kronos_db.users.service import UsersService
+from kronos_db.users.store import UsersStore
+
+# The service of each domain, by the name that reflection and health know it by.
+SERVICES = {"users": "kronos.users.v1.UsersService"}
+ERRORS = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, USERS_ERRORS)
+
+_log = structlog.get_logger(__name__)
+
+# Seconds between two looks at a database that is not ready yet.
+_POLL = 0.5
+# gRPC's own limit lies above ours, so that a message a little too large is refused with a reason.
+_TRANSPORT_MARGIN = 4
+
+
+class StartError(Exception):
+    """The server cannot start; the text is one sentence that says why."""
+
+
+class Server:
+    """One serving process: gRPC, ops port and the domains behind them.
+
+    `start` returns when calls are answered, and waits for PostgreSQL and for pending migrations until then; meanwhile the
+    ops port tells what is missing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._masters = _masters(settings)
+        self.registry: CollectorRegistry = new_registry()
+        self.readiness = Readiness()
+        self._databases = {domain: open_database(settings, domain) for domain in SERVED}
+        self._overload = Overload(settings.domain_concurrent_calls, settings.minimum_deadline)
+        for domain, database in self._databases.items():
+            self.readiness.add(domain, partial(shortfall, domain, database))
+        self._serving = threading.Event()
+        self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
+        _watch_pools(self.registry, self._databases)
+        self._health = Health(
+            self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()}
+        )
+        self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
+        self._authentication: Authentication | None = None
+        self._grpc: grpc.Server | None = None
+        self.grpc_address = settings.grpc_listen
+
+    @property
+    def ops_address(self) -> str:
+        """HOST:PORT on which the ops port listens."""
+        return self._ops.address
+
+    def start(self, stopped: threading.Event) -> bool:
+        """Come up; return False when `stopped` was set meanwhile.
+
+        Raises StartError, SettingsError, PolicyError or KronosError for what waiting does not mend.
+        """
+        self._ops.start()
+        if not self._schemas_are_ready(stopped):
+            return False
+        self._grpc = self._build()
+        self._grpc.start()
+        self._serving.set()
+        self._health.start()
+        _log.info("serving", grpc=self.grpc_address, ops=self.ops_address)
+        return True
+
+    def reload_policy(self) -> None:
+        """Read the access file again; a file that is not valid is refused and the old policy stays."""
+        if self._authentication is not None:
+            self._authentication.use(load_policy(_access_file(self._settings), self._paths))
+
+    def stop(self) -> None:
+        """Drain: say so first, let running calls end within the time set for that, then let go of everything."""
+        self.readiness.drain()
+        if self._grpc is not None:
+            self._grpc.stop(self._settings.drain_timeout).wait()
+        self._health.stop()
+        for database in self._databases.values():
+            database.pool.close()
+        self._ops.stop()
+
+    def _schemas_are_ready(self, stopped: threading.Event) -> bool:
+        """Wait until every schema is there and up to date; return False when `stopped` was set first."""
+        told = ""
+        while not stopped.is_set():
+            missing = next((why for domain, database in self._databases.items() if (why := shortfall(domain, database))), None)
+            if missing is None:
+                return True
+            if missing != told:
+                _log.warning("waiting", reason=missing)
+                told = missing
+            stopped.wait(_POLL)
+        return False
+
+    def _build(self) -> grpc.Server:
+        settings = self._settings
+        rings = {domain: KeyRing(domain, self._masters, DataKeys(db)) for domain, db in self._databases.items()}
+        registrar = Registrar()
+        self._register_domains(registrar, rings)
+        reflection = ReflectionServicer([*SERVICES.values(), "grpc.health.v1.Health"])
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, registrar)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
+        self._paths = frozenset(method.path for method in registrar.handlers)
+        policy = load_policy(_access_file(settings), self._paths)
+        self._authentication = Authentication(policy, self._masters, _public(settings, self._paths))
+        chain = Chain(
+            {
+                "access_log": AccessLog(),
+                "metrics": Metrics(RpcMetrics(self.registry)),
+                "errors": Errors(ERRORS),
+                "authentication": self._authentication,
+                "overload": self._overload,
+                "validation": Validation(settings.max_message_bytes),
+                "encryption": Encryption(rings, Marks(), settings.request_id_window),
+            },
+            ThreadPoolExecutor(settings.compute_threads, "compute"),
+        )
+        server = grpc.server(
+            ThreadPoolExecutor(settings.worker_threads, "worker"),
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", settings.max_message_bytes * _TRANSPORT_MARGIN),
+            ],
+            maximum_concurrent_rpcs=settings.max_concurrent_calls,
+        )
+        register(server, {method: chain.compose(method, handler) for method, handler in registrar.handlers.items()})
+        self._listen(server)
+        return server
+
+    def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
+        settings = self._settings
+        users_service = UsersService(
+            UsersStore(self._databases["users"]),
+            Passwords(settings.password_memory_kib, settings.password_iterations),
+            PageTokens(rings["users"].subkey("page token")),
+        )
+        users_pb2_grpc.add_UsersServiceServicer_to_server(users_service, registrar)
+
+    def _listen(self, server: grpc.Server) -> None:
+        settings = self._settings
+        credentials = _server_credentials(settings)
+        try:
+            if credentials is None:
+                port = server.add_insecure_port(settings.grpc_listen)
+            else:
+                port = server.add_secure_port(settings.grpc_listen, credentials)
+        except RuntimeError:
+            raise StartError(f"KRONOS_DB_GRPC_LISTEN: {settings.grpc_listen} cannot be listened on; is it taken?") from None
+        self.grpc_address = f"{settings.grpc_listen.rpartition(':')[0]}:{port}"
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the access file again. Returns the exit code.
+
+    Raises StartError, SettingsError, PolicyError or KronosError when the server cannot start.
+    """
+    configure_logs(settings.log_level, settings.log_format)
+    server = Server(settings)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    signal.signal(signal.SIGHUP, lambda *_: _reload(server))
+    try:
+        if server.start(stopped):
+            stopped.wait()
+    finally:
+        server.stop()
+    return 0
+
+
+def _reload(server: Server) -> None:
+    try:
+        server.reload_policy()
+        _log.info("access policy read again")
+    except PolicyError as error:
+        _log.error("access policy refused, the old one stays", reason=str(error))
+
+
+def _access_file(settings: Settings) -> Path:
+    if settings.access_file is None:
+        raise SettingsError("KRONOS_DB_ACCESS_FILE is required to serve.")
+    return settings.access_file
+
+
+def _masters(settings: Settings) -> MasterKeys:
+    if settings.master_key_file is None:
+        raise SettingsError("KRONOS_DB_MASTER_KEY_FILE is required to serve.")
+    return FileMasterKeys(settings.master_key_file)
+
+
+def _public(settings: Settings, paths: frozenset[str]) -> frozenset[str]:
+    """Return the methods that answer without an identity."""
+    prefixes = {"none": (), "health": ("grpc.health.",), "health+reflection": ("grpc.health.", "grpc.reflection.")}
+    return frozenset(path for path in paths if path.startswith(prefixes[settings.public_services]))
+
+
+def _server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    key_file, chain_file, ca_file = settings.tls_key_file, settings.tls_certificate_file, settings.tls_client_ca_file
+    if key_file is None and chain_file is None and ca_file is None:
+        return None
+    if key_file is None or chain_file is None:
+        raise SettingsError("KRONOS_DB_TLS_CERTIFICATE_FILE and KRONOS_DB_TLS_KEY_FILE are needed together.")
+    try:
+        pair = (key_file.read_bytes(), chain_file.read_bytes())
+        authorities = ca_file.read_bytes() if ca_file else None
+    except OSError as error:
+        raise SettingsError(f"KRONOS_DB_TLS_…_FILE: {error}.") from None
+    return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
+
+
+def _watch_pools(registry: CollectorRegistry, databases: Mapping[str, Database]) -> None:
+    def read(key: str) -> Callable[[], list[tuple[tuple[str], float]]]:
+        return lambda: [((domain,), database.pool.stats().get(key, 0)) for domain, database in databases.items()]
+
+    for key, meaning in (
+        ("pool_size", "Connections of the pool."),
+        ("pool_available", "Idle connections of the pool."),
+        ("requests_waiting", "Calls that wait for a connection."),
+    ):
+        gauges(registry, f"kronos_db_{'pool_' + key.removeprefix('pool_')}", meaning, ["domain"], read(key))
+    for key, meaning in (
+        ("requests_num", "Connections asked for."),
+        ("requests_errors", "Connections asked for and not had in time."),
+        ("connections_lost", "Connections found broken."),
+    ):
+        counters(registry, f"kronos_db_pool_{key.removesuffix('_num')}_total", meaning, ["domain"], read(key))
+
+

@@ -1,0 +1,188 @@
+"""What a user is, which changes of state there are, and what can be wrong with a write."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from kronos_db.runtime.errors import Answer, Code, FieldViolation, KronosError
+
+
+class State(enum.IntEnum):
+    """State of a user that is not deleted, as it is stored."""
+
+    ACTIVE = 1
+    SUSPENDED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user as stored; `email` and `phone` are sealed. `delete_time` set means soft-deleted."""
+
+    id: UUID
+    username: str
+    username_key: str
+    email: str | None
+    phone: str | None
+    display_name: str
+    attributes: dict[str, Any]
+    state: int
+    version: int
+    create_time: datetime
+    update_time: datetime
+    delete_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewUser:
+    """A user to be created. `path` is where it stands in the request, for errors."""
+
+    path: str
+    id: UUID
+    username: str
+    username_key: str
+    email: str | None
+    phone: str | None
+    display_name: str
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """New values for the `fields` of one user; `version` is the one that must be current, None for any."""
+
+    id: UUID
+    version: int | None
+    fields: Sequence[str]
+    values: NewUser
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change of state: from which states it is allowed, and what it makes of them. None leaves a part as it is."""
+
+    allowed: Sequence[State]
+    from_deleted: bool
+    to_state: State | None = None
+    to_deleted: bool | None = None
+
+
+SUSPEND = Transition([State.ACTIVE], from_deleted=False, to_state=State.SUSPENDED)
+REACTIVATE = Transition([State.SUSPENDED], from_deleted=False, to_state=State.ACTIVE)
+DELETE = Transition([State.ACTIVE, State.SUSPENDED], from_deleted=False, to_deleted=True)
+UNDELETE = Transition([State.ACTIVE, State.SUSPENDED], from_deleted=True, to_deleted=False)
+
+
+class Order(enum.Enum):
+    """Order of a listing; the value names its query."""
+
+    OLDEST_FIRST = "list_oldest_first"
+    NEWEST_FIRST = "list_newest_first"
+    USERNAME_ASCENDING = "list_username_ascending"
+    USERNAME_DESCENDING = "list_username_descending"
+
+    @property
+    def by_username(self) -> bool:
+        """Whether the sort key is the username, not time and id."""
+        return self in {Order.USERNAME_ASCENDING, Order.USERNAME_DESCENDING}
+
+    def key_of(self, user: User) -> list[str]:
+        """Return the sort key of `user`: what the next page begins after."""
+        return [user.username_key] if self.by_username else [user.create_time.isoformat(), str(user.id)]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Filters and order of a listing. None and "" filter nothing; `after` is the sort key of the last row seen."""
+
+    limit: int
+    order: Order
+    state: State | None
+    deleted: bool | None
+    create_time_from: datetime | None
+    create_time_until: datetime | None
+    username_prefix: str
+    after: Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a check of a password needs to know. `password_hash` is an Argon2id PHC string."""
+
+    user_id: UUID
+    state: int
+    deleted: bool
+    password_hash: str | None
+
+
+class UserNotFoundError(KronosError):
+    """No such user."""
+
+
+class UserStateError(KronosError):
+    """The user's state does not allow the change."""
+
+
+class EtagMismatchError(KronosError):
+    """The user changed since the caller read it."""
+
+
+class TakenError(KronosError):
+    """Another user has what must be unique."""
+
+    field: str
+
+    def __init__(self, path: str) -> None:
+        where = f"{path}.{self.field}"
+        super().__init__(metadata={"field": where}, violations=[FieldViolation(where, "is taken by another user")])
+
+
+class UserExistsError(TakenError):
+    """Another user has the id."""
+
+    field = "id"
+
+
+class UsernameTakenError(TakenError):
+    """Another user has the username."""
+
+    field = "username"
+
+
+class EmailTakenError(TakenError):
+    """Another user has the e-mail."""
+
+    field = "email"
+
+
+class PhoneTakenError(TakenError):
+    """Another user has the phone."""
+
+    field = "phone"
+
+
+# By the name of the unique constraint; the key of users is its id.
+TAKEN: Mapping[str, type[TakenError]] = {
+    "users_pkey": UserExistsError,
+    "users_username": UsernameTakenError,
+    "users_email": EmailTakenError,
+    "users_phone": PhoneTakenError,
+}
+
+ERRORS: Mapping[type[KronosError], Answer] = {
+    UserNotFoundError: Answer(Code.NOT_FOUND, "USER_NOT_FOUND", "There is no such user."),
+    UserStateError: Answer(
+        Code.FAILED_PRECONDITION, "USER_STATE", "The user is {state}, which does not allow this change."
+    ),
+    EtagMismatchError: Answer(Code.ABORTED, "ETAG_MISMATCH", "The user changed since it was read; read it again."),
+    UserExistsError: Answer(Code.ALREADY_EXISTS, "USER_EXISTS", "Another user has the id given in {field}."),
+    UsernameTakenError: Answer(
+        Code.ALREADY_EXISTS, "USERNAME_TAKEN", "Another user has the username given in {field}."
+    ),
+    EmailTakenError: Answer(Code.ALREADY_EXISTS, "EMAIL_TAKEN", "Another user has the e-mail given in {field}."),
+    PhoneTakenError: Answer(Code.ALREADY_EXISTS, "PHONE_TAKEN", "Another user has the phone given in {field}."),
+}

@@ -1,0 +1,261 @@
+"""UsersService: checks what the contract cannot say, calls the store, converts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+
+from kronos.users.v1 import users_pb2 as pb
+from kronos.users.v1.users_pb2_grpc import UsersServiceServicer
+from kronos_db.runtime.crypto.normalization import caseless
+from kronos_db.runtime.database.idempotency import Mutation
+from kronos_db.runtime.errors import BadRequestError
+from kronos_db.runtime.interceptors.call import Call
+from kronos_db.runtime.paging import PageTokens, page_size
+from kronos_db.runtime.timestamps import from_timestamp, to_timestamp
+from kronos_db.users import model
+from kronos_db.users.passwords import Passwords
+from kronos_db.users.store import Key, UsersStore
+
+_MAX_ATTRIBUTES_BYTES = 16 * 1024
+_UPDATABLE = ("username", "email", "phone", "display_name", "attributes")
+_ORDERS = {
+    pb.USER_ORDER_UNSPECIFIED: model.Order.OLDEST_FIRST,
+    pb.USER_ORDER_CREATE_TIME_ASC: model.Order.OLDEST_FIRST,
+    pb.USER_ORDER_CREATE_TIME_DESC: model.Order.NEWEST_FIRST,
+    pb.USER_ORDER_USERNAME_ASC: model.Order.USERNAME_ASCENDING,
+    pb.USER_ORDER_USERNAME_DESC: model.Order.USERNAME_DESCENDING,
+}
+# Every answer that holds the changed user has the same shape.
+Changed = TypeVar(
+    "Changed",
+    pb.UpdateUserResponse,
+    pb.SuspendUserResponse,
+    pb.ReactivateUserResponse,
+    pb.DeleteUserResponse,
+    pb.UndeleteUserResponse,
+    pb.SetPasswordResponse,
+)
+
+
+class UsersService(UsersServiceServicer):
+    """The handlers of the contract `kronos.users.v1`."""
+
+    def __init__(self, store: UsersStore, passwords: Passwords, page_tokens: PageTokens) -> None:
+        self._store = store
+        self._passwords = passwords
+        self._page_tokens = page_tokens
+
+    def CreateUser(self, request: pb.CreateUserRequest, context: grpc.ServicerContext) -> pb.CreateUserResponse:
+        """Create one user."""
+        new = _named(_new_user(request.user, "user"))
+        mutation = Call.of(context).mutation(
+            pb.CreateUserResponse, lambda users: pb.CreateUserResponse(user=_message(users[0]))
+        )
+        return self._store.create([new], mutation)
+
+    def BatchCreateUsers(
+        self, request: pb.BatchCreateUsersRequest, context: grpc.ServicerContext
+    ) -> pb.BatchCreateUsersResponse:
+        """Create all users or none."""
+        new = [_named(_new_user(user, f"users[{index}]")) for index, user in enumerate(request.users)]
+        mutation = Call.of(context).mutation(
+            pb.BatchCreateUsersResponse,
+            lambda users: pb.BatchCreateUsersResponse(users=[_message(user) for user in users]),
+        )
+        return self._store.create(new, mutation)
+
+    def GetUser(self, request: pb.GetUserRequest, context: grpc.ServicerContext) -> pb.GetUserResponse:
+        """Return one user."""
+        return pb.GetUserResponse(user=_message(self._store.get(*_key(request))))
+
+    def BatchGetUsers(self, request: pb.BatchGetUsersRequest, context: grpc.ServicerContext) -> pb.BatchGetUsersResponse:
+        """Return the users that exist and name the ids that do not."""
+        ids = [UUID(text) for text in request.ids]
+        found = self._store.get_many(ids)
+        messages = {user_id: _message(user) for user_id, user in found.items()}
+        return pb.BatchGetUsersResponse(
+            users=[messages[user_id] for user_id in ids if user_id in messages],
+            missing_ids=[str(user_id) for user_id in ids if user_id not in messages],
+        )
+
+    def ListUsers(self, request: pb.ListUsersRequest, context: grpc.ServicerContext) -> pb.ListUsersResponse:
+        """Return one page."""
+        size = page_size(request.page_size)
+        listing = self._listing(request, size + 1)
+        users = self._store.list_page(listing)
+        # One more than the page tells whether another page follows.
+        more = len(users) > size
+        last = listing.order.key_of(users[size - 1]) if more else []
+        return pb.ListUsersResponse(
+            users=[_message(user) for user in users[:size]],
+            next_page_token=self._page_tokens.make(request, last) if more else "",
+        )
+
+    def UpdateUser(self, request: pb.UpdateUserRequest, context: grpc.ServicerContext) -> pb.UpdateUserResponse:
+        """Change the fields that the mask names."""
+        fields = _masked_fields(request)
+        values = _new_user(request.user, "user")
+        if "username" in fields:
+            _named(values)
+        change = model.Change(values.id, _version(request.user.etag, "user.etag"), fields, values)
+        return self._store.update(change, _changed(context, pb.UpdateUserResponse))
+
+    def SuspendUser(self, request: pb.SuspendUserRequest, context: grpc.ServicerContext) -> pb.SuspendUserResponse:
+        """Suspend an active user."""
+        return self._change_state(request, model.SUSPEND, _changed(context, pb.SuspendUserResponse))
+
+    def ReactivateUser(
+        self, request: pb.ReactivateUserRequest, context: grpc.ServicerContext
+    ) -> pb.ReactivateUserResponse:
+        """Reactivate a suspended user."""
+        return self._change_state(request, model.REACTIVATE, _changed(context, pb.ReactivateUserResponse))
+
+    def DeleteUser(self, request: pb.DeleteUserRequest, context: grpc.ServicerContext) -> pb.DeleteUserResponse:
+        """Soft-delete a user."""
+        return self._change_state(request, model.DELETE, _changed(context, pb.DeleteUserResponse))
+
+    def UndeleteUser(self, request: pb.UndeleteUserRequest, context: grpc.ServicerContext) -> pb.UndeleteUserResponse:
+        """Bring a soft-deleted user back."""
+        return self._change_state(request, model.UNDELETE, _changed(context, pb.UndeleteUserResponse))
+
+    def EraseUser(self, request: pb.EraseUserRequest, context: grpc.ServicerContext) -> pb.EraseUserResponse:
+        """Remove a user for good."""
+        mutation: Mutation[model.User, pb.EraseUserResponse] = Call.of(context).mutation(
+            pb.EraseUserResponse, lambda _user: pb.EraseUserResponse()
+        )
+        return self._store.erase(UUID(request.id), _version(request.etag, "etag"), mutation)
+
+    def SetPassword(self, request: pb.SetPasswordRequest, context: grpc.ServicerContext) -> pb.SetPasswordResponse:
+        """Hash and keep a password."""
+        hashed = self._passwords.hash(request.password)
+        mutation = _changed(context, pb.SetPasswordResponse)
+        return self._store.set_password_hash(UUID(request.id), _version(request.etag, "etag"), hashed, mutation)
+
+    def VerifyPassword(
+        self, request: pb.VerifyPasswordRequest, context: grpc.ServicerContext
+    ) -> pb.VerifyPasswordResponse:
+        """Check a password in the same time whoever it is for."""
+        credential = self._store.credential(*_key(request))
+        verdict = self._passwords.check(request.password, credential.password_hash if credential else None)
+        if credential is None or credential.deleted or not verdict.matches:
+            return pb.VerifyPasswordResponse(outcome=pb.PASSWORD_OUTCOME_REJECTED)
+        if verdict.upgraded and credential.password_hash:
+            self._store.upgrade_password_hash(credential.user_id, credential.password_hash, verdict.upgraded)
+        active = credential.state == model.State.ACTIVE
+        outcome = pb.PASSWORD_OUTCOME_ACCEPTED if active else pb.PASSWORD_OUTCOME_SUSPENDED
+        return pb.VerifyPasswordResponse(outcome=outcome, user_id=str(credential.user_id))
+
+    def _change_state(
+        self, request: Any, transition: model.Transition, mutation: Mutation[model.User, Changed]
+    ) -> Changed:
+        return self._store.change_state(UUID(request.id), _version(request.etag, "etag"), transition, mutation)
+
+    def _listing(self, request: pb.ListUsersRequest, limit: int) -> model.Listing:
+        only_deleted = request.state == pb.USER_STATE_DELETED
+        undeleted_state = request.state in {pb.USER_STATE_ACTIVE, pb.USER_STATE_SUSPENDED}
+        everything = request.show_deleted and not undeleted_state
+        return model.Listing(
+            limit=limit,
+            order=_ORDERS[request.order],
+            state=model.State(request.state) if undeleted_state else None,
+            deleted=True if only_deleted else None if everything else False,
+            create_time_from=from_timestamp(request, "create_time_from"),
+            create_time_until=from_timestamp(request, "create_time_until"),
+            username_prefix=caseless(request.username_prefix),
+            after=self._page_tokens.read(request),
+        )
+
+
+def _changed(context: grpc.ServicerContext, answer: type[Changed]) -> Mutation[model.User, Changed]:
+    return Call.of(context).mutation(answer, lambda user: answer(user=_message(user)))
+
+
+def _key(request: pb.GetUserRequest | pb.VerifyPasswordRequest) -> tuple[Key, str | UUID]:
+    """Return by which of its names a user is asked for, in the form in which it is stored."""
+    if request.HasField("id"):
+        return "id", UUID(request.id)
+    if request.HasField("email"):
+        return "email", request.email
+    return "username", caseless(request.username)
+
+
+def _version(etag: str, field: str) -> int | None:
+    if not etag:
+        return None
+    if not etag.isascii() or not etag.isdigit() or len(etag) > 18:  # noqa: PLR2004  # fits bigint
+        raise BadRequestError.of(field, "is not an etag of this server")
+    return int(etag)
+
+
+def _masked_fields(request: pb.UpdateUserRequest) -> Sequence[str]:
+    """Return the fields to change (AIP-134, AIP-161)."""
+    paths = list(request.update_mask.paths)
+    if not paths:
+        paths = [field.name for field, _value in request.user.ListFields() if field.name in _UPDATABLE]
+    if paths == ["*"]:
+        return _UPDATABLE
+    for index, path in enumerate(paths):
+        if path not in _UPDATABLE:
+            known = ", ".join(_UPDATABLE)
+            raise BadRequestError.of(f"update_mask.paths[{index}]", f"must be one of {known}, or * alone")
+    if not paths:
+        raise BadRequestError.of("update_mask", "names nothing to change, and user has no value to change")
+    return paths
+
+
+def _new_user(user: pb.User, path: str) -> model.NewUser:
+    return model.NewUser(
+        path=path,
+        id=UUID(user.id),
+        username=user.username,
+        username_key=caseless(user.username),
+        email=user.email or None,
+        phone=user.phone or None,
+        display_name=user.display_name,
+        attributes=_attributes(user, f"{path}.attributes"),
+    )
+
+
+def _named(new: model.NewUser) -> model.NewUser:
+    # Not a rule of the contract: an update without the username in its mask may leave it empty.
+    if not new.username_key:
+        raise BadRequestError.of(f"{new.path}.username", "must not be empty")
+    return new
+
+
+def _attributes(user: pb.User, path: str) -> dict[str, Any]:
+    if not user.HasField("attributes"):
+        return {}
+    if user.attributes.ByteSize() > _MAX_ATTRIBUTES_BYTES:
+        raise BadRequestError.of(path, f"must not be larger than {_MAX_ATTRIBUTES_BYTES} bytes")
+    try:
+        found: dict[str, Any] = MessageToDict(user.attributes)
+    except ValueError:
+        # JSON has no NaN and no infinity.
+        raise BadRequestError.of(path, "numbers must be finite, and every value must be set") from None
+    return found
+
+
+def _message(user: model.User) -> pb.User:
+    deleted = user.delete_time is not None
+    message = pb.User(
+        id=str(user.id),
+        username=user.username,
+        email=user.email or "",
+        phone=user.phone or "",
+        display_name=user.display_name,
+        state=pb.USER_STATE_DELETED if deleted else pb.UserState.ValueType(user.state),
+        etag=str(user.version),
+        create_time=to_timestamp(user.create_time),
+        update_time=to_timestamp(user.update_time),
+    )
+    if user.attributes:
+        message.attributes.update(user.attributes)
+    if user.delete_time is not None:
+        message.delete_time.CopyFrom(to_timestamp(user.delete_time))
+    return message
