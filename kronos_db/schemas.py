@@ -22,7 +22,7 @@ from kronos_db.runtime.database.migrations import (
     pending,
 )
 from kronos_db.runtime.database.pool import Pool, PoolLimits
-from kronos_db.runtime.errors import UnavailableError
+from kronos_db.runtime.errors import OverloadedError, UnavailableError
 
 # The domains that have code: their migrations stand in the folder of the same name.
 SERVED: Sequence[str] = ("users",)
@@ -56,7 +56,7 @@ def shortfall(domain: str, database: Database) -> str | None:
     """
     try:
         applied = applied_as_seen_by(database)
-    except UnavailableError:
+    except (UnavailableError, OverloadedError):
         return "PostgreSQL does not answer"
     missing = pending(_chain(domain), applied)
     return f"{len(missing)} migrations are pending; run `kronos-db migrate`" if missing else None
@@ -95,8 +95,8 @@ def _migrator(settings: Settings, domain: str) -> Migrator:
 def _access(settings: Settings, domain: str) -> tuple[str, Role]:
     """Return the DSN that serves `domain` and the login role in it.
 
-    A DSN of the domain's own names its role and password. Else the role is `kronos_<domain>` in the common database, with a
-    password derived from the role secret.
+    A DSN of the domain's own names its role and password. Else the role is `kronos_<domain>` in the common database,
+    with a password derived from the role secret.
     """
     own = settings.domain_dsn(domain)
     if own is not None:

@@ -13,10 +13,11 @@ from typing import Any
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha.reflection import ReflectionServicer, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
+from grpc_reflection.v1alpha.reflection import ReflectionServicer
+from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from kronos.users.v1 import users_pb2_grpc
 from kronos_db.config import Settings, SettingsError
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
@@ -64,8 +65,8 @@ class StartError(Exception):
 class Server:
     """One serving process: gRPC, ops port and the domains behind them.
 
-    `start` returns when calls are answered, and waits for PostgreSQL and for pending migrations until then; meanwhile the
-    ops port tells what is missing.
+    `start` returns when calls are answered, and waits for PostgreSQL and for pending migrations until then; meanwhile
+    the ops port tells what is missing.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -80,9 +81,7 @@ class Server:
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
         _watch_pools(self.registry, self._databases)
-        self._health = Health(
-            self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()}
-        )
+        self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
         self._authentication: Authentication | None = None
         self._grpc: grpc.Server | None = None
@@ -127,7 +126,9 @@ class Server:
         """Wait until every schema is there and up to date; return False when `stopped` was set first."""
         told = ""
         while not stopped.is_set():
-            missing = next((why for domain, database in self._databases.items() if (why := shortfall(domain, database))), None)
+            missing = next(
+                (why for domain, database in self._databases.items() if (why := shortfall(domain, database))), None
+            )
             if missing is None:
                 return True
             if missing != told:
@@ -189,7 +190,9 @@ class Server:
             else:
                 port = server.add_secure_port(settings.grpc_listen, credentials)
         except RuntimeError:
-            raise StartError(f"KRONOS_DB_GRPC_LISTEN: {settings.grpc_listen} cannot be listened on; is it taken?") from None
+            raise StartError(
+                f"KRONOS_DB_GRPC_LISTEN: {settings.grpc_listen} cannot be listened on; is it taken?"
+            ) from None
         self.grpc_address = f"{settings.grpc_listen.rpartition(':')[0]}:{port}"
 
 
@@ -268,5 +271,3 @@ def _watch_pools(registry: CollectorRegistry, databases: Mapping[str, Database])
         ("connections_lost", "Connections found broken."),
     ):
         counters(registry, f"kronos_db_pool_{key.removesuffix('_num')}_total", meaning, ["domain"], read(key))
-
-

@@ -97,9 +97,7 @@ def verify() -> None:
 def drift(comparison: filecmp.dircmp[str], prefix: str = "") -> list[str]:
     """Return the paths that differ between two trees."""
     changed = comparison.left_only + comparison.right_only + comparison.funny_files
-    _, mismatch, errors = filecmp.cmpfiles(
-        comparison.left, comparison.right, comparison.common_files, shallow=False
-    )
+    _, mismatch, errors = filecmp.cmpfiles(comparison.left, comparison.right, comparison.common_files, shallow=False)
     found = [prefix + name for name in [*changed, *mismatch, *errors]]
     for name, inner in comparison.subdirs.items():
         found += drift(inner, f"{prefix}{name}/")
@@ -128,7 +126,17 @@ def breaking(base: str) -> None:
         against = image(before / "protos", before)
         paths = [flag for folder in sorted(PROTOS.glob("kronos/*")) for flag in ("--path", f"kronos/{folder.name}")]
         config = str(PROTOS / "buf.yaml")
-        run_buf("breaking", str(image(PROTOS, now)), "--against", str(against), "--config", config, "--against-config", config, *paths)
+        run_buf(
+            "breaking",
+            str(image(PROTOS, now)),
+            "--against",
+            str(against),
+            "--config",
+            config,
+            "--against-config",
+            config,
+            *paths,
+        )
 
 
 def run_buf(*arguments: str) -> None:

@@ -41,8 +41,8 @@ class FieldViolation:
 class KronosError(Exception):
     """Base of every exception that has an answer of its own.
 
-    `metadata` holds what is dynamic in the answer's sentence (AIP-193) and must be safe to show. `violations` name fields
-    of the request. `retry_after` is in seconds. The exception's own text is for the log alone.
+    `metadata` holds what is dynamic in the answer's sentence (AIP-193) and must be safe to show. `violations` name
+    fields of the request. `retry_after` is in seconds. The exception's own text is for the log alone.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ _MAC_BYTES = 16
 
 
 def page_size(requested: int) -> int:
-    """Return the size of a page: 0 means the default, too large means the largest. Negative is for validation to refuse."""
+    """Return the size of a page: 0 means the default, too large means the largest; validation refuses negative ones."""
     return min(requested, MAX_PAGE_SIZE) if requested else DEFAULT_PAGE_SIZE
 
 

@@ -8,9 +8,9 @@ from uuid import UUID
 
 import grpc
 from google.protobuf.json_format import MessageToDict
-
 from kronos.users.v1 import users_pb2 as pb
 from kronos.users.v1.users_pb2_grpc import UsersServiceServicer
+
 from kronos_db.runtime.crypto.normalization import caseless
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
@@ -53,7 +53,7 @@ class UsersService(UsersServiceServicer):
     def CreateUser(self, request: pb.CreateUserRequest, context: grpc.ServicerContext) -> pb.CreateUserResponse:
         """Create one user."""
         new = _named(_new_user(request.user, "user"))
-        mutation = Call.of(context).mutation(
+        mutation: Mutation[list[model.User], pb.CreateUserResponse] = Call.of(context).mutation(
             pb.CreateUserResponse, lambda users: pb.CreateUserResponse(user=_message(users[0]))
         )
         return self._store.create([new], mutation)
@@ -63,7 +63,7 @@ class UsersService(UsersServiceServicer):
     ) -> pb.BatchCreateUsersResponse:
         """Create all users or none."""
         new = [_named(_new_user(user, f"users[{index}]")) for index, user in enumerate(request.users)]
-        mutation = Call.of(context).mutation(
+        mutation: Mutation[list[model.User], pb.BatchCreateUsersResponse] = Call.of(context).mutation(
             pb.BatchCreateUsersResponse,
             lambda users: pb.BatchCreateUsersResponse(users=[_message(user) for user in users]),
         )
@@ -73,7 +73,9 @@ class UsersService(UsersServiceServicer):
         """Return one user."""
         return pb.GetUserResponse(user=_message(self._store.get(*_key(request))))
 
-    def BatchGetUsers(self, request: pb.BatchGetUsersRequest, context: grpc.ServicerContext) -> pb.BatchGetUsersResponse:
+    def BatchGetUsers(
+        self, request: pb.BatchGetUsersRequest, context: grpc.ServicerContext
+    ) -> pb.BatchGetUsersResponse:
         """Return the users that exist and name the ids that do not."""
         ids = [UUID(text) for text in request.ids]
         found = self._store.get_many(ids)

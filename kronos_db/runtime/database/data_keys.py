@@ -45,7 +45,7 @@ class DataKeys:
         return current
 
 
-def _row(
+def _row(  # noqa: PLR0917  # one for each column
     key_id: UUID, purpose: str, person: UUID | None, master_key_id: str, wrapped: bytes, create_time: datetime
 ) -> DataKeyRow:
     return DataKeyRow(key_id, Purpose(purpose), person, master_key_id, wrapped, create_time)

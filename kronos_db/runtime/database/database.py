@@ -75,14 +75,15 @@ class Database:
         return self.read(lambda tx: tx.execute(query, params))
 
     def read(self, work: Callable[[Transaction], Result]) -> Result:
-        """Run `work`, whose statements stand alone and may be repeated; again on another connection when one was lost."""
+        """Run `work`, whose statements stand alone and may be repeated; again when a connection was lost."""
         return self._attempt(lambda connection: work(Transaction(connection)))
 
     def write(self, work: Callable[[Transaction], Result], mutation: Mutation[Result, Reply]) -> Reply:
         """Run `work` in one transaction and return its reply; a repeat of the call returns the first reply.
 
-        `work` may run more than once and must touch nothing but its transaction. What it raises rolls everything back.
-        Raises RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError, StatementTimeoutError.
+        `work` may run more than once and must touch nothing but its transaction. What it raises rolls everything
+        back. Raises RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError,
+        StatementTimeoutError.
         """
         return self._attempt(lambda connection: self._write_once(connection, work, mutation))
 
@@ -98,7 +99,6 @@ class Database:
                     return reply
                 self._idempotency.keep(connection, mutation, reply)
                 connection.execute("COMMIT", binary=True)
-            return reply
         except Exception as error:
             # The write may have failed because an earlier attempt of the same call went through: then its reply counts.
             if isinstance(error, psycopg.Error) and classify(error) is not Failure.FINAL:
@@ -109,6 +109,7 @@ class Database:
             if isinstance(error, psycopg.Error) and violates(error, PRIMARY_KEY):
                 raise ConflictError("the earlier answer of this call was purged in between") from error
             raise
+        return reply
 
     def _attempt(self, run: Callable[[Connection], Result]) -> Result:
         for attempt in range(1, _ATTEMPTS + 1):

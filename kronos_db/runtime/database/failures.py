@@ -58,7 +58,7 @@ def classify(error: psycopg.Error) -> Failure:
     return Failure.FINAL
 
 
-def translate(error: psycopg.Error) -> Exception:
+def translate(error: psycopg.Error) -> Exception:  # noqa: PLR0911  # a table
     """Return the exception of ours that stands for `error`; `error` itself when there is none."""
     if isinstance(error, TooManyRequests):
         return OverloadedError("the pool's queue is full", retry_after=0.1)

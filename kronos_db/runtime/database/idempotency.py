@@ -1,8 +1,8 @@
 """Makes retries of writes safe: the answer of a write is stored in its own transaction, and a repeat gets it again.
 
-The row is inserted after the write's own statements and together with COMMIT. Its primary key decides between attempts
-that overlap: the second one fails as a whole and answers from the row of the first. So an attempt whose outcome was lost is
-resolved by simply attempting again.
+The row is inserted after the write's own statements and together with COMMIT. Its primary key decides between
+attempts that overlap: the second one fails as a whole and answers from the row of the first. So an attempt whose
+outcome was lost is resolved by simply attempting again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _PURGE_ODDS = 16
 class Mutation(Generic[Result, Reply]):
     """What is needed to answer a mutating call once.
 
-    `caller` and `request_id` name the call; `fingerprint` is a keyed hash over method and body. `reply` turns the write's
-    result into the answer, `encode` and `decode` keep it. `window` is in seconds. With `validate_only` nothing is kept.
+    `caller` and `request_id` name the call; `fingerprint` is a keyed hash over method and body. `reply` turns the
+    write's result into the answer, `encode` and `decode` keep it. `window` is in seconds. With `validate_only`
+    nothing is kept.
     """
 
     caller: str

@@ -1,8 +1,8 @@
 """Brings one domain's schema up to what the code knows: plain SQL files, in order, each in its own transaction.
 
-Runs on a direct connection, never through pgBouncer, under an advisory lock, so that any number of processes may try at once.
-The chain of a domain is the runtime's own files first, applied in the domain's schema, then the domain's. What was applied
-is kept in `<schema>.schema_migration` with a checksum of its text.
+Runs on a direct connection, never through pgBouncer, under an advisory lock, so that any number of processes may try
+at once. The chain of a domain is the runtime's own files first, applied in the domain's schema, then the domain's.
+What was applied is kept in `<schema>.schema_migration` with a checksum of its text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -85,7 +85,8 @@ def chain(domain: str, folder: Path) -> Sequence[Migration]:
 def pending(known: Sequence[Migration], applied: Sequence[Applied]) -> list[Migration]:
     """Return what is still to be applied.
 
-    Raises SchemaTooNewError when the database knows more than the code, MigrationChangedError when an applied file changed.
+    Raises SchemaTooNewError when the database knows more than the code, MigrationChangedError when an applied file
+    changed.
     """
     files = {migration.name: migration for migration in known}
     for row in applied:
@@ -98,11 +99,11 @@ def pending(known: Sequence[Migration], applied: Sequence[Applied]) -> list[Migr
 
 
 def applied_as_seen_by(database: Database) -> list[Applied]:
-    """Return what was applied to the schema of `database`, as its own role sees it; nothing when there is no schema yet.
+    """Return what was applied to the schema of `database`, as its own role sees it; nothing when there is none yet.
 
     Raises UnavailableError when PostgreSQL does not answer or does not know the role yet.
     """
-    query = Query("applied", cast("LiteralString", _APPLIED.format(schema=database.domain)), "", prepared=False)
+    query = Query("applied", _APPLIED.format(schema=database.domain), "", prepared=False)
     try:
         return database.fetch_all(query, {}, Applied)
     except psycopg.errors.UndefinedTable:
@@ -112,7 +113,9 @@ def applied_as_seen_by(database: Database) -> list[Applied]:
 class Migrator:
     """Applies the chain of one domain and gives its login role its rights."""
 
-    def __init__(self, domain: str, direct_dsn: str, known: Sequence[Migration], role: Role, statement_timeout: float) -> None:
+    def __init__(
+        self, domain: str, direct_dsn: str, known: Sequence[Migration], role: Role, statement_timeout: float
+    ) -> None:
         self.domain = domain
         self.known = known
         self._dsn = direct_dsn
@@ -148,7 +151,7 @@ class Migrator:
         found = connection.execute("SELECT to_regclass(%s)", (f"{self.domain}.schema_migration",)).fetchone()
         if found is None or found[0] is None:
             return []
-        return [Applied(*row) for row in connection.execute(cast("LiteralString", _APPLIED.format(schema=self.domain)))]
+        return [Applied(*row) for row in connection.execute(_APPLIED.format(schema=self.domain))]
 
     def _prepare(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Make sure that the schema, its table of migrations and the login role exist."""
@@ -160,8 +163,8 @@ class Migrator:
             connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
             connection.execute(
                 sql.SQL(
-                    "CREATE TABLE IF NOT EXISTS {}.schema_migration ("
-                    "name text PRIMARY KEY, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
+                    "CREATE TABLE IF NOT EXISTS {}.schema_migration (name text PRIMARY KEY, checksum text NOT NULL,"
+                    " applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
                 ).format(schema)
             )
 
@@ -189,7 +192,7 @@ class Migrator:
             connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
             connection.execute(f"SET LOCAL statement_timeout = '{_STATEMENT_TIMEOUT}'")
             connection.execute(sql.SQL("SET LOCAL search_path = {}, pg_catalog").format(sql.Identifier(self.domain)))
-            connection.execute(cast("LiteralString", migration.text))
+            connection.execute(migration.text)
             connection.execute(
                 sql.SQL("INSERT INTO {}.schema_migration (name, checksum) VALUES (%s, %s)").format(
                     sql.Identifier(self.domain)
@@ -209,4 +212,4 @@ class Migrator:
                 "GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}",
                 "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {role}",
             ):
-                connection.execute(sql.SQL(cast("LiteralString", text)).format(**names))
+                connection.execute(sql.SQL(text).format(**names))

@@ -42,7 +42,8 @@ class Pool:
             timeout=limits.timeout,
             name=name,
             num_workers=1,
-            reconnect_timeout=30.0,
+            # Short, so that its growing pauses do not outlast the outage by much.
+            reconnect_timeout=4.0,
             open=False,
             kwargs={
                 "autocommit": True,

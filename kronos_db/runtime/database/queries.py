@@ -1,8 +1,9 @@
 """Loads the named SQL of a domain from its `queries.sql`.
 
-A file is a series of blocks. `-- name: NAME` begins a query, `-- fragment: NAME` begins a piece that later blocks include as
-`{NAME}`. The comment lines that follow say what it does; `-- plan: custom` among them keeps the query from being prepared,
-for queries whose optional filters want a plan of their own. `{schema}` stands for the schema of the domain.
+A file is a series of blocks. `-- name: NAME` begins a query, `-- fragment: NAME` begins a piece that later blocks
+include as `{NAME}`. The comment lines that follow say what it does; `-- plan: custom` among them keeps the query from
+being prepared, for queries whose optional filters want a plan of their own. `{schema}` stands for the schema of the
+domain.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import LiteralString, cast
 
 _BLOCK = re.compile(r"^-- (name|fragment): *(\w+) *$", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -22,7 +22,7 @@ class Query:
     """One named SQL text. `prepared` says whether the server may keep its plan."""
 
     name: str
-    text: LiteralString
+    text: str
     comment: str
     prepared: bool
 
@@ -46,7 +46,7 @@ def load_queries(path: Path, schema: str) -> Mapping[str, Query]:
             fragments[name] = text
             continue
         # The leading comment names the statement in pg_stat_activity and in the server's log.
-        tagged = cast("LiteralString", f"/* {schema}:{name} */ {text}")
+        tagged = f"/* {schema}:{name} */ {text}"
         queries[name] = Query(name, tagged, comment, prepared="plan: custom" not in comment)
     return queries
 

@@ -1,8 +1,8 @@
 """Composes the interceptors around every handler, once per method when the server is built.
 
-An interceptor is one of two things. A `Guard` stands around a call: it may refuse it at the beginning and sees how it ended. A
-`Filter` sees each message: requests on the way in, responses on the way out. Neither needs to know whether a method
-streams: that is settled here, for the four kinds, in one place.
+An interceptor is one of two things. A `Guard` stands around a call: it may refuse it at the beginning and sees how it
+ended. A `Filter` sees each message: requests on the way in, responses on the way out. Neither needs to know whether a
+method streams: that is settled here, for the four kinds, in one place.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -19,12 +19,13 @@ from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.method import Method
 
 Message: TypeAlias = Any
-Handler: TypeAlias = Callable[[Any, Call], Any]
+Handler: TypeAlias = Callable[..., Any]
 Begin: TypeAlias = Callable[[Call], None]
 End: TypeAlias = Callable[[Call, BaseException | None], None]
 Step: TypeAlias = Callable[[Message, Call], Message]
 
 
+@runtime_checkable
 class Guard(Protocol):
     """Stands around a call. Both functions are made once per method; None where there is nothing to do."""
 
@@ -35,6 +36,7 @@ class Guard(Protocol):
         """Return what runs after the call, with the exception that ended it, if any."""
 
 
+@runtime_checkable
 class Filter(Protocol):
     """Sees each message. Both functions are made once per method; None where there is nothing to do."""
 
@@ -98,7 +100,9 @@ class Chain:
 
     def _pushed(self, method: Method, handler: Handler) -> Callable[..., Any]:
         """Compose a handler that answers by callback: it returns at once, and its stream holds no thread while idle."""
-        guards = [(guard.begin(method) or _nothing_before, guard.end(method) or _nothing_after) for guard in self._guards()]
+        guards = [
+            (guard.begin(method) or _nothing_before, guard.end(method) or _nothing_after) for guard in self._guards()
+        ]
         inward, outward = _steps(method, self._filters())
         receive, emit = _joined(inward), _joined(outward)
 
@@ -110,7 +114,7 @@ class Chain:
                     begin(call)
                     entered.insert(0, end)
                 handler(receive(request, call), call, lambda message: send(message and emit(message, call)))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # the errors interceptor decides
                 _unwind(entered, call, error)
                 return
             if not context.add_callback(lambda: _unwind(entered, call, None)):
@@ -121,11 +125,11 @@ class Chain:
 
     def _guards(self) -> list[Guard]:
         ordered = [self.interceptors[place.name] for place in ORDER]
-        return [link for link in ordered if hasattr(link, "begin")]
+        return [link for link in ordered if isinstance(link, Guard)]
 
     def _filters(self) -> list[Filter]:
         ordered = [self.interceptors[place.name] for place in ORDER]
-        return [link for link in ordered if hasattr(link, "request")]
+        return [link for link in ordered if isinstance(link, Filter)]
 
 
 class Registrar:
@@ -152,7 +156,7 @@ def register(server: grpc.Server, handlers: Mapping[Method, grpc.RpcMethodHandle
     for method, handler in handlers.items():
         services.setdefault(method.service, {})[method.name] = handler
     for service, methods in services.items():
-        server.add_registered_method_handlers(service, methods)  # type: ignore[attr-defined]  # newer than the stubs
+        server.add_registered_method_handlers(service, methods)
 
 
 def _behavior(method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> Handler:
@@ -160,7 +164,8 @@ def _behavior(method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> Handl
     if found is None:
         raise ValueError("a method handler without behavior")
     if method.ours:
-        return found  # type: ignore[no-any-return]
+        handler_of_ours: Handler = found
+        return handler_of_ours
 
     def foreign(request: Any, call: Call, *send: Callable[[Any], None]) -> Any:
         """Give a handler of another package the context that it expects, and take over the code that it sets."""
@@ -182,7 +187,7 @@ def _unwind(entered: Sequence[End], call: Call, error: BaseException | None) -> 
     for end in entered:
         try:
             end(call, error)
-        except Exception as raised:
+        except Exception as raised:  # noqa: BLE001
             error = raised
     if error is not None:
         raise error

@@ -1,4 +1,4 @@
-"""Last in the chain: seals the marked fields of requests and opens those of answers, so that nothing behind it holds plaintext."""
+"""Last in the chain: seals the marked fields of requests and opens those of answers; nothing behind holds plaintext."""
 
 from __future__ import annotations
 

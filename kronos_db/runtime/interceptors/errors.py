@@ -48,7 +48,13 @@ class Errors:
         if answer is UNKNOWN:
             _log.error("call failed", request_id=call.request_id, method=call.method.path, exc_info=error)
         elif answer.code in {Code.INTERNAL, Code.UNAVAILABLE, Code.DATA_LOSS}:
-            _log.warning("call failed", request_id=call.request_id, method=call.method.path, reason=answer.reason, detail=str(error))
+            _log.warning(
+                "call failed",
+                request_id=call.request_id,
+                method=call.method.path,
+                reason=answer.reason,
+                detail=str(error),
+            )
         call.context.abort_with_status(rpc_status.to_status(status_of(answer, error, call.request_id)))
 
 

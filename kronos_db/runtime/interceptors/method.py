@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, TypeAlias
 
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-
 from kronos.options.v1 import options_pb2
+
+Kind: TypeAlias = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,16 @@ class Method:
         return GetMessageClass(self.request)
 
     @cached_property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """`unary`, `client_stream`, `server_stream` or `bidi_stream`, as metrics name it."""
-        streams = (self.descriptor.client_streaming, self.descriptor.server_streaming)
-        return {
+        kinds: dict[tuple[bool, bool], Kind] = {
             (False, False): "unary",
             (True, False): "client_stream",
             (False, True): "server_stream",
             (True, True): "bidi_stream",
-        }[streams]
+        }
+        streams = (self.descriptor.client_streaming, self.descriptor.server_streaming)
+        return kinds[streams]
 
     @cached_property
     def mutating(self) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from kronos_db.runtime.interceptors.call import Call
-from kronos_db.runtime.interceptors.chain import Begin, End, Message, Step
+from kronos_db.runtime.interceptors.chain import Begin, End
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.ops.metrics import MethodMetrics, RpcMetrics
 

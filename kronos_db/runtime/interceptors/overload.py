@@ -1,4 +1,4 @@
-"""Fifth in the chain: refuses what cannot be served in time, and keeps one domain from taking the place of the others."""
+"""Fifth in the chain: refuses what cannot be served in time, and keeps one domain from crowding out the others."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@
     spiffe_ids = ["spiffe://kronos/user-service"]
     allow = ["kronos.users.v1.UsersService/*"]
 
-Not named is refused. Every method of the server has to be named somewhere, so that a new one is decided on, not forgotten.
+Not named is refused. Every method of the server has to be named somewhere, so that a new one is decided on, not
+forgotten.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Policy:
 def load_policy(path: Path, methods: Iterable[str]) -> Policy:
     """Read the access file for a server with these `methods` (paths).
 
-    Raises PolicyError for a file that is not valid, a pattern that names no method, an identity that two callers claim, or a
-    method that is named nowhere.
+    Raises PolicyError for a file that is not valid, a pattern that names no method, an identity that two callers
+    claim, or a method that is named nowhere.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -61,7 +61,8 @@ class Validation:
             violations = collect(message)
             if violations:
                 raise BadRequestError("rules of the contract", violations=[_violation(item) for item in violations])
-            # U+0000 is valid UTF-8 but PostgreSQL refuses it in text; the search in the raw bytes costs next to nothing.
+            # U+0000 is valid UTF-8 but PostgreSQL refuses it in text; the search in the raw bytes costs next to
+            # nothing.
             if b"\0" in raw and (field := find_nul(message)):
                 raise BadRequestError.of(field, "must not contain U+0000")
             return message
