@@ -40,6 +40,7 @@ from kronos_db.runtime.ops.logs import configure_logs
 from kronos_db.runtime.ops.metrics import RpcMetrics, counters, gauges, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
+from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, open_database, shortfall
 from kronos_db.users.model import ERRORS as USERS_ERRORS
 from kronos_db.users.passwords import Passwords
@@ -161,7 +162,7 @@ class Server:
             ThreadPoolExecutor(settings.compute_threads, "compute"),
         )
         server = grpc.server(
-            ThreadPoolExecutor(settings.worker_threads, "worker"),
+            Workers(settings.worker_threads).as_executor(),
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_bytes * _TRANSPORT_MARGIN),
@@ -196,8 +197,10 @@ class Server:
         self.grpc_address = f"{settings.grpc_listen.rpartition(':')[0]}:{port}"
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, serving: Callable[[Settings], None] = lambda _settings: None) -> int:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the access file again. Returns the exit code.
+
+    Calls `serving` with the addresses as they are, once calls are answered.
 
     Raises StartError, SettingsError, PolicyError or KronosError when the server cannot start.
     """
@@ -209,6 +212,8 @@ def run(settings: Settings) -> int:
     signal.signal(signal.SIGHUP, lambda *_: _reload(server))
     try:
         if server.start(stopped):
+            addresses = {"grpc_listen": server.grpc_address, "ops_listen": server.ops_address}
+            serving(settings.model_copy(update=addresses))
             stopped.wait()
     finally:
         server.stop()

@@ -14,6 +14,7 @@ from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
 from kronos_db.runtime.errors import ConflictError
+from kronos_db.runtime.workers import Gatherer
 from kronos_db.users.model import (
     TAKEN,
     Change,
@@ -40,10 +41,14 @@ class UsersStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queries = load_queries(QUERIES, "users")
+        self._by_id: Gatherer[UUID, User] = Gatherer(self.get_many)
 
     def get(self, key: Key, value: str | UUID) -> User:
         """Return one user. Raises UserNotFoundError."""
-        user = self._database.fetch_one(self._queries[f"get_by_{key}"], {"key": value}, User)
+        if isinstance(value, UUID):
+            user = self._by_id.get(value)
+        else:
+            user = self._database.fetch_one(self._queries[f"get_by_{key}"], {"key": value}, User)
         if user is None:
             raise UserNotFoundError
         return user

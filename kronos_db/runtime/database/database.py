@@ -18,6 +18,7 @@ from kronos_db.runtime.database.idempotency import PRIMARY_KEY, Idempotency, Mut
 from kronos_db.runtime.database.pool import Connection, Pool
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.errors import ConflictError
+from kronos_db.runtime.workers import about_to_block
 
 Row = TypeVar("Row")
 Params = Mapping[str, Any]
@@ -112,6 +113,7 @@ class Database:
         return reply
 
     def _attempt(self, run: Callable[[Connection], Result]) -> Result:
+        about_to_block()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with self.pool.connection() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import secrets
 from collections.abc import Mapping
 
 import grpc
@@ -20,6 +21,11 @@ _SCHEME = "hmac-sha256"
 _BEARER = "bearer "
 # Set by gRPC only when the verified client certificate has exactly one URI SAN and it is a SPIFFE id.
 _SPIFFE_PROPERTY = "peer_spiffe_id"
+
+
+def new_token() -> str:
+    """Return a fresh bearer token: the prefix `kdb_`, which secret scanners can look for, and 256 random bits."""
+    return "kdb_" + secrets.token_urlsafe(32)
 
 
 def hash_token(token: str, masters: MasterKeys) -> str:

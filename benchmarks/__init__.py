@@ -1,0 +1,1 @@
+"""Measures this server beside its floors, side by side in one run."""

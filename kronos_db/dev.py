@@ -1,0 +1,90 @@
+"""Runs everything on one machine: own PostgreSQL and Redis in a data directory, keys, a credential, and the server."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from kronos_db import schemas, server
+from kronos_db.config import Settings
+from kronos_db.embedded.directory import DataDirectory
+from kronos_db.embedded.postgres import EmbeddedPostgres
+from kronos_db.embedded.redis import EmbeddedRedis
+from kronos_db.runtime.crypto.master_key import FileMasterKeys, create_master_key_file
+from kronos_db.runtime.interceptors.authentication import hash_token, new_token
+
+CALLER = "developer"
+Announce = Callable[[Settings, str], None]
+
+
+def run(settings: Settings, announce: Announce) -> int:
+    """Start all parts, migrate, serve until SIGINT or SIGTERM, and stop all parts. Returns the exit code.
+
+    Calls `announce(settings, token)` once calls are answered: `settings` say where everything is, `token` is a bearer token
+    that may call everything. Raises DataDirectoryInUseError when another process holds the directory.
+    """
+    with environment(settings) as (complete, token):
+        return server.run(complete, lambda addressed: announce(addressed, token))
+
+
+@contextmanager
+def environment(settings: Settings) -> Iterator[tuple[Settings, str]]:
+    """Start PostgreSQL and Redis in the data directory and migrate; yield complete settings and a bearer token."""
+    with ExitStack() as stack:
+        directory = DataDirectory(settings.data_dir)
+        stack.callback(directory.close)
+        postgres = EmbeddedPostgres(directory.postgres)
+        stack.callback(postgres.stop)
+        postgres.start()
+        found = {"postgres_dsn": postgres.dsn, "postgres_direct_dsn": postgres.dsn, **_make_secrets(directory.keys)}
+        if EmbeddedRedis.available():
+            redis = EmbeddedRedis(directory.redis)
+            stack.callback(redis.stop)
+            redis.start()
+            found["redis_url"] = redis.url
+        # What was set explicitly wins, so that one part can be replaced by a real one.
+        chosen = settings.model_dump(exclude_unset=True)
+        complete = Settings.model_validate({**found, **chosen})
+        schemas.migrate(complete, lambda _domain, _name: None)
+        yield complete, (directory.keys / "token").read_text(encoding="ascii")
+
+
+def _make_secrets(folder: Path) -> dict[str, str]:
+    """Make what is missing of the master key, the role secret and the credential; return the settings that name them."""
+    master_key, role_secret, token, access = (
+        folder / name for name in ("master.key", "role.secret", "token", "access.toml")
+    )
+    if not master_key.exists():
+        create_master_key_file(master_key)
+    if not role_secret.exists():
+        _write_private(role_secret, secrets.token_urlsafe(32))
+    if not token.exists():
+        _write_private(token, new_token())
+    hashed = hash_token(token.read_text(encoding="ascii"), FileMasterKeys(master_key))
+    if not access.exists() or hashed not in _tokens_of(access):
+        _write_private(access, f'[callers.{CALLER}]\ntokens = ["{hashed}"]\nallow = ["*"]\n')
+    return {
+        "master_key_file": str(master_key),
+        "postgres_role_secret_file": str(role_secret),
+        "access_file": str(access),
+    }
+
+
+def _tokens_of(access: Path) -> list[str]:
+    callers = tomllib.loads(access.read_text(encoding="utf-8")).get("callers", {})
+    return [token for entry in callers.values() for token in entry.get("tokens", [])]
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    temporary = path.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
