@@ -57,6 +57,11 @@ class EmbeddedRedis:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def pid(self) -> int | None:
+        """The pid of the server that this object started, None when it does not run."""
+        return self._process.pid if self._process and self.running else None
+
+    @property
     def url(self) -> str:
         """The URL for clients, unix://PATH. Raises EmbeddedError when nothing was started."""
         folder = self._sockets.path()
