@@ -123,8 +123,13 @@ class EmbeddedPostgres:
             self._make_cluster(account)
         self._claim(account)
         self._write_settings(self._sockets.open(account), account)
+        dsn = self.dsn_for("postgres")
         self._launch(account)
-        self._make_database()
+        try:
+            _make_database(dsn)
+        except psycopg.Error as error:
+            self.stop()
+            raise EmbeddedError(f"PostgreSQL started but does not serve its superuser: {error}") from error
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Stop the server, as `pg_ctl stop` does in this mode; one that does not stop in a minute is killed."""
@@ -207,15 +212,18 @@ class EmbeddedPostgres:
         _sync(self.directory)
 
     def _run_initdb(self, command: list[str], account: Account | None, new: Path) -> None:
-        done = subprocess.run(  # noqa: S603 - the wheel's own program
-            account.command(command, [new, self.bin_dir / "postgres"]) if account else command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            env=processes.environment(),
-            start_new_session=True,
-            timeout=_INITDB_LIMIT,
-        )
+        try:
+            done = subprocess.run(  # noqa: S603 - the wheel's own program
+                account.command(command, [new, self.bin_dir / "postgres"]) if account else command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                env=processes.environment(),
+                start_new_session=True,
+                timeout=_INITDB_LIMIT,
+            )
+        except subprocess.TimeoutExpired:
+            raise EmbeddedError(f"PostgreSQL's initdb did not end within {_INITDB_LIMIT:.0f} s.") from None
         if done.returncode != 0:
             text = done.stderr.decode(errors="replace").strip()
             raise EmbeddedError(f"PostgreSQL's initdb failed in {self.directory}: {text}")
@@ -255,11 +263,12 @@ class EmbeddedPostgres:
             last = processes.last_line(self.log_file)
             raise EmbeddedError(f"PostgreSQL did not start: {last} (log: {self.log_file})")
 
-    def _make_database(self) -> None:
-        with psycopg.connect(self.dsn_for("postgres"), autocommit=True) as connection:
-            found = connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
-            if found is None:
-                connection.execute(f"CREATE DATABASE {DATABASE}")
+
+def _make_database(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True, connect_timeout=int(_END_LIMIT)) as connection:
+        found = connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
+        if found is None:
+            connection.execute(f"CREATE DATABASE {DATABASE}")
 
 
 def _bin_dir() -> Path:

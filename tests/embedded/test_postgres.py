@@ -96,6 +96,20 @@ def test_only_the_password_lets_in(make: Make) -> None:
         psycopg.connect(server.dsn, password="another")
 
 
+def test_a_password_that_is_not_the_clusters_is_told(make: Make) -> None:
+    server = make()
+    server.start()
+    server.stop()
+    (server.directory / "password").write_text("another")
+    with pytest.raises(EmbeddedError, match=r"does not serve its superuser: .*password authentication failed"):
+        server.start()
+    assert not server.running
+    (server.directory / "password").unlink()
+    with pytest.raises(EmbeddedError, match=r"password.* is gone"):
+        server.start()
+    assert server.pid is None
+
+
 def test_no_value_of_a_statement_reaches_the_log_or_the_statistics(make: Make) -> None:
     server = make()
     server.start()

@@ -77,7 +77,8 @@ class PgBouncer:
         process = processes.spawn(command, self.log_file)
         self._process = process
         processes.wait_until(lambda: process.poll() is not None or listener(folder / _SOCKET), _LIMIT)
-        if process.poll() is not None:
+        if listener(folder / _SOCKET) is None:
+            self.stop()
             raise RuntimeError(f"pgBouncer did not start: {processes.last_line(self.log_file)}")
 
     def stop(self) -> None:
