@@ -123,9 +123,22 @@ _Job = tuple[Callable[..., Any], tuple[Any, ...], Completion]
 
 
 class _Call(greenlet):
-    """One call on its worker thread."""
+    """Runs one call after the other on its worker thread, and is kept between them: a new one costs an mmap."""
 
-    worker: _Worker
+    def __init__(self, worker: _Worker) -> None:
+        super().__init__(self._serve)
+        self.worker = worker
+
+    def _serve(self, job: _Job) -> None:
+        while True:
+            function, arguments, completion = job
+            try:
+                function(*arguments)
+            except Exception:
+                _log.exception("a call ended outside of its chain")
+            completion.finish()
+            del function, arguments, completion
+            job = self.worker.idle(self)
 
 
 class _Worker(threading.Thread):
@@ -136,6 +149,7 @@ class _Worker(threading.Thread):
         self._queue = queue
         self._aside: dict[Gatherer[Any, Any], dict[Any, list[_Call]]] = {}
         self._count = 0
+        self._idle: list[_Call] = []
         # Calls that want to block, and wait until nobody is set aside.
         self._unsettled: list[_Call] = []
 
@@ -164,19 +178,13 @@ class _Worker(threading.Thread):
         return job
 
     def _begin(self, job: _Job) -> None:
-        function, arguments, completion = job
+        call = self._idle.pop() if self._idle else _Call(self)
+        call.switch(job)
 
-        def body() -> None:
-            try:
-                function(*arguments)
-            except Exception:
-                _log.exception("a call ended outside of its chain")
-            finally:
-                completion.finish()
-
-        call = _Call(body)
-        call.worker = self
-        call.switch()
+    def idle(self, call: _Call) -> _Job:
+        """Park `call`, whose work is done, until there is more; return that."""
+        self._idle.append(call)
+        return cast("_Job", self._main.switch())
 
     def set_aside(self, call: _Call, gatherer: Gatherer[Any, Any], key: Any) -> Any:
         """Park `call` until `key` was fetched; return what was found for it."""
