@@ -23,8 +23,8 @@ Every setting is an environment variable. The same names, in lower case and with
 TOML file that `{config.CONFIG_FILE}` names; the environment goes before the file. An empty variable counts as not set.
 A wrong value, and a name that is none of these, stops the start with one sentence that names it.
 
-The meanings below leave out `{config.PREFIX}`. DSNs are PostgreSQL connection URLs or key=value strings of libpq; inside
-a URL, reserved characters of a password are spelt `%XX`. Secrets are never printed, neither by
+The meanings below leave out `{config.PREFIX}`. DSNs are PostgreSQL connection URLs or key=value strings of libpq;
+inside a URL, reserved characters of a password are spelt `%XX`. Secrets are never printed, neither by
 `kronos-db config show` nor in errors or logs. Relative paths start from the working directory.
 
 {table(("Setting", "Type", "Default", "Meaning"), rows)}"""
