@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -24,14 +27,23 @@ CONFIG_FILE = PREFIX + "CONFIG_FILE"
 DOMAINS = ("users", "tokens", "logs", "routes", "messages", "cache", "admin")
 
 
+# Kubernetes puts these into every pod beside a Service whose name begins with kronos-db (`enableServiceLinks`).
+_SERVICE_LINK = re.compile(
+    r"(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*|PORT=\w+://.*)"
+)
+
+
 class SettingsError(Exception):
     """A setting has a wrong value; the text is one sentence that names it."""
 
 
 def _check_address(value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
-        raise ValueError("must be HOST:PORT, for example 127.0.0.1:50051")
+    host, _, port = value.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    # An IPv6 address without brackets is ambiguous: gRPC refuses it.
+    clear = bool(bare) and not re.search(r"[\s/@\[\]]", bare) and (":" in bare) == (bare != host)
+    if not clear or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) >= 1 << 16:
+        raise ValueError("must be HOST:PORT, for example 127.0.0.1:50051 or [::1]:50051")
     return value
 
 
@@ -40,8 +52,30 @@ def _check_secret_dsn(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_redis_url(value: SecretStr) -> SecretStr:
+    try:
+        url = urlsplit(value.get_secret_value())
+        port = url.port
+    except ValueError:
+        raise ValueError("must be a URL whose password spells reserved characters as %XX") from None
+    if "@" in url.path + url.query or url.fragment:
+        raise ValueError("must be a URL whose password spells reserved characters as %XX")
+    place = url.path if url.scheme == "unix" else url.hostname
+    if url.scheme not in ("redis", "rediss", "unix") or not place or port == 0:
+        raise ValueError("must be redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH")
+    return value
+
+
+def _check_file(value: Path) -> Path:
+    if not value.is_file():
+        raise ValueError(f"names a file that is not there: {value}")
+    return value
+
+
 Address = Annotated[str, AfterValidator(_check_address)]
 Dsn = Annotated[SecretStr, AfterValidator(_check_secret_dsn)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+ExistingFile = Annotated[Path, AfterValidator(_check_file)]
 
 
 def _domain_dsn(domain: str) -> Any:
@@ -49,17 +83,26 @@ def _domain_dsn(domain: str) -> Any:
 
 
 def _domain_direct_dsn(domain: str) -> Any:
-    return Field(None, description=f"Direct connection for {domain}; default: {domain.upper()}_DSN, else POSTGRES_DIRECT_DSN.")
+    own = f"{domain.upper()}_DSN"
+    return Field(None, description=f"Direct connection for {domain}; default: {own}, else POSTGRES_DIRECT_DSN.")
 
 
 class Settings(BaseSettings):
     """Every setting of the server, with its meaning and limits."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
-    grpc_listen: Address = Field("127.0.0.1:50051", description="HOST:PORT of the gRPC server; port 0 takes a free one.")
-    ops_listen: Address = Field("127.0.0.1:9464", description="HOST:PORT of metrics, health and the platform's HTTP endpoints.")
-    data_dir: Path = Field(Path(".kronos"), description="Where `dev` keeps PostgreSQL, Redis, keys and the access file.")
+    grpc_listen: Address = Field(
+        "127.0.0.1:50051", description="HOST:PORT of the gRPC server; port 0 takes a free one."
+    )
+    ops_listen: Address = Field(
+        "127.0.0.1:9464", description="HOST:PORT of metrics, health and the platform's HTTP endpoints."
+    )
+    data_dir: Path = Field(
+        Path(".kronos"), description="Where `dev` keeps PostgreSQL, Redis, keys and the access file."
+    )
 
     postgres_dsn: Dsn | None = Field(
         None, description="PostgreSQL, straight or through pgBouncer in transaction mode. Required by `serve`."
@@ -71,8 +114,8 @@ class Settings(BaseSettings):
     )
     postgres_role_secret_file: Path | None = Field(
         None,
-        description="File with at least 32 characters from which the passwords of the domains' login roles are derived. Not "
-        "needed when every domain has a DSN of its own.",
+        description="File with at least 32 characters from which the passwords of the domains' login roles are "
+        "derived. Not needed when every domain has a DSN of its own.",
     )
     users_dsn: Dsn | None = _domain_dsn("users")
     users_direct_dsn: Dsn | None = _domain_direct_dsn("users")
@@ -90,31 +133,46 @@ class Settings(BaseSettings):
     admin_direct_dsn: Dsn | None = _domain_direct_dsn("admin")
 
     pool_max_size: int = Field(4, ge=1, le=1000, description="Connections per domain and process, at most.")
-    pool_max_waiting: int = Field(64, ge=1, le=100_000, description="Calls that may wait for a connection; more are refused.")
-    pool_timeout: float = Field(2.0, gt=0, le=60, description="Seconds a call waits for a connection before it is refused.")
+    pool_max_waiting: int = Field(
+        64, ge=1, le=100_000, description="Calls that may wait for a connection; more are refused."
+    )
+    pool_timeout: float = Field(
+        2.0, gt=0, le=60, description="Seconds a call waits for a connection before it is refused."
+    )
     prepared_statements: bool = Field(
-        True, description="False when POSTGRES_DSN leads through a pgBouncer without max_prepared_statements (before 1.22)."
+        True,
+        description="False when POSTGRES_DSN leads through a pgBouncer without max_prepared_statements (before 1.22).",
     )
     statement_timeout: float = Field(30.0, gt=0, le=3600, description="Seconds a statement of a domain role may run.")
 
-    redis_url: SecretStr | None = Field(None, description="redis:// or unix:// URL. Without it the server is slower, never wrong.")
+    redis_url: RedisUrl | None = Field(
+        None, description="redis://, rediss:// or unix:// URL. Without it the server is slower, never wrong."
+    )
 
     master_key_file: Path | None = Field(None, description="File with the master keys, mode 0600. Required by `serve`.")
     access_file: Path | None = Field(None, description="TOML file: which caller may call what. Required by `serve`.")
     public_services: Literal["none", "health", "health+reflection"] = Field(
         "none", description="What answers without an identity: nothing, gRPC health, or health and reflection."
     )
-    tls_certificate_file: Path | None = Field(None, description="PEM chain of the server. Without it gRPC speaks plaintext.")
-    tls_key_file: Path | None = Field(None, description="PEM private key of the server.")
-    tls_client_ca_file: Path | None = Field(None, description="PEM authorities of client certificates: turns mTLS on.")
+    tls_certificate_file: ExistingFile | None = Field(
+        None, description="PEM chain of the server. Without it gRPC speaks plaintext."
+    )
+    tls_key_file: ExistingFile | None = Field(None, description="PEM private key of the server.")
+    tls_client_ca_file: ExistingFile | None = Field(
+        None, description="PEM authorities of client certificates: turns mTLS on."
+    )
 
     worker_threads: int = Field(4, ge=1, le=256, description="Threads that run calls; few beat many.")
     compute_threads: int = Field(2, ge=1, le=64, description="Threads for password hashing, apart from the workers.")
-    max_concurrent_calls: int = Field(512, ge=1, le=100_000, description="Calls in the server at once; more are refused.")
+    max_concurrent_calls: int = Field(
+        512, ge=1, le=100_000, description="Calls in the server at once; more are refused."
+    )
     domain_concurrent_calls: int = Field(
         256, ge=1, le=100_000, description="Calls of one domain in the server at once; more are refused."
     )
-    max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="Largest request message.")
+    max_message_bytes: int = Field(
+        4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="Largest request message."
+    )
     minimum_deadline: float = Field(0.002, ge=0, le=10, description="Seconds a call must have left to be begun.")
     drain_timeout: float = Field(10.0, ge=0, le=600, description="Seconds that running calls get after SIGTERM.")
     request_id_window: float = Field(
@@ -124,7 +182,9 @@ class Settings(BaseSettings):
     password_memory_kib: int = Field(19_456, ge=8, le=4 * 1024 * 1024, description="Argon2id memory per hash, KiB.")
     password_iterations: int = Field(2, ge=1, le=64, description="Argon2id passes.")
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severity that is logged."
+    )
     log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for people.")
 
     @classmethod
@@ -142,6 +202,14 @@ class Settings(BaseSettings):
         sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
         return (*sources, TomlConfigSettingsSource(settings_cls, Path(path))) if path else sources
 
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        pair = {"tls_certificate_file": self.tls_certificate_file, "tls_key_file": self.tls_key_file}
+        missing = [name for name, value in pair.items() if value is None]
+        if missing and (len(missing) == 1 or self.tls_client_ca_file):
+            raise ValueError(f"{environment_name(missing[0])} must be set too: TLS needs a certificate and its key")
+        return self
+
     def domain_dsn(self, domain: str) -> str | None:
         """Return the DSN set for `domain` alone, or None."""
         value: SecretStr | None = getattr(self, f"{domain}_dsn")
@@ -156,6 +224,11 @@ class Settings(BaseSettings):
         return None
 
 
+def environment_name(field: str) -> str:
+    """Return the environment variable of a field of Settings."""
+    return PREFIX + field.upper()
+
+
 def load(**overrides: Any) -> Settings:
     """Read the settings.
 
@@ -164,25 +237,78 @@ def load(**overrides: Any) -> Settings:
     path = os.environ.get(CONFIG_FILE)
     if path and not Path(path).is_file():
         raise SettingsError(f"{CONFIG_FILE} names a file that is not there: {path}.")
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_FILE}
-    for name in os.environ:
-        if name.startswith(PREFIX) and name.upper() not in known:
-            raise SettingsError(f"{name} is not a setting; `kronos-db config show` lists them all.")
+    _refuse_unknown(os.environ)
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        fault = error.errors(include_input=False, include_url=False)[0]
-        name = PREFIX + "_".join(str(part) for part in fault["loc"]).upper()
-        message = fault["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{name}: {message}.") from None
-    except ValueError as error:
-        # A TOML file that is not TOML.
-        raise SettingsError(f"{CONFIG_FILE}: {error}.") from None
+        fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        raise SettingsError(_sentence(fault["type"], fault["loc"], fault["msg"], path)) from None
+    except (ValueError, OSError) as error:
+        # Only the file is left to be at fault: not TOML, not UTF-8 or not readable.
+        reason = error.strerror if isinstance(error, OSError) else f"not TOML: {error}"
+        raise SettingsError(f"{CONFIG_FILE} names a file that cannot be read ({path}): {reason}.") from None
+
+
+def require_for_serving(settings: Settings) -> None:
+    """Raise SettingsError when a setting is missing without which `serve` cannot start, or names a missing file."""
+    needed = ["master_key_file", "access_file"]
+    if not all(settings.domain_dsn(domain) for domain in DOMAINS):
+        needed += ["postgres_dsn", "postgres_role_secret_file"]
+    for name in needed:
+        value = getattr(settings, name)
+        if value is None:
+            raise SettingsError(f"{environment_name(name)} is not set, and `serve` needs it.")
+        if isinstance(value, Path) and not value.is_file():
+            raise SettingsError(f"{environment_name(name)} names a file that is not there: {value}.")
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    known = [*map(environment_name, Settings.model_fields), CONFIG_FILE]
+    for name, value in environment.items():
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper in known:
+            continue
+        if _SERVICE_LINK.fullmatch(f"{upper.removeprefix(PREFIX)}={value}"):
+            continue
+        field = _nearest(upper)
+        raise SettingsError(f"{name} is not a setting; {_hint(environment_name(field) if field else None)}")
+
+
+def _nearest(name: str) -> str | None:
+    """Return the field whose name is most like `name`, if one is."""
+    return next(iter(difflib.get_close_matches(name.lower().removeprefix(PREFIX.lower()), Settings.model_fields)), None)
+
+
+def _hint(name: str | None) -> str:
+    return f"did you mean {name}?" if name else "`kronos-db config show` lists them all."
+
+
+def _sentence(kind: str, place: tuple[int | str, ...], message: str, path: str | None) -> str:
+    """Return what is wrong as one sentence. pydantic's messages never repeat the value: see `hide_input_in_errors`."""
+    text = message.removeprefix("Value error, ").removeprefix("Input ")
+    if not place:
+        return f"{text}."
+    field = str(place[0])
+    if kind == "extra_forbidden":
+        return f"{field} in {path} is not a setting; {_hint(_nearest(field))}"
+    in_environment = any(name.upper() == environment_name(field) and value for name, value in os.environ.items())
+    return f"{environment_name(field)} {text}." if in_environment or not path else f"{field} in {path} {text}."
+
+
+_KINDS = {
+    "_check_address": "HOST:PORT",
+    "_check_redis_url": "URL, secret",
+    "_check_secret_dsn": "DSN, secret",
+    "Path": "path",
+    "'bool'": "true / false",
+    "'int'": "whole number",
+    "'float'": "seconds",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One setting for people: its environment name, value (secrets masked), default and meaning."""
+    """One setting for people: its environment name, value (secrets masked), default, type and meaning."""
 
     name: str
     value: str
@@ -195,29 +321,35 @@ def explain(settings: Settings | None = None) -> Iterator[Explanation]:
     """Yield every setting in order of declaration; values only when `settings` are given."""
     for name, info in Settings.model_fields.items():
         value = shown(getattr(settings, name)) if settings else ""
-        yield Explanation(PREFIX + name.upper(), value, shown(info.default), kind_of(info), info.description or "")
+        yield Explanation(environment_name(name), value, shown(info.default), kind_of(info), info.description or "")
 
 
 def shown(value: object) -> str:
-    """Return a value as text that may be printed: secrets masked."""
+    """Return a value as text that may be printed: secrets masked, nothing for None."""
     if value is None:
-        return "–"  # noqa: RUF001
+        return ""
     if isinstance(value, SecretStr):
         return masked(value.get_secret_value())
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def kind_of(info: FieldInfo) -> str:
-    """Return the type of a setting in a reader's words."""
-    text = str(info.annotation)
-    for mark, kind in (
-        ("Literal", " / ".join(getattr(info.annotation, "__args__", ()))),
-        ("SecretStr", "DSN or URL, secret"),
-        ("Path", "path"),
-        ("bool", "true / false"),
-        ("int", "whole number"),
-        ("float", "seconds"),
-    ):
+    """Return the type and limits of a setting in a reader's words."""
+    if get_origin(info.annotation) is Literal:
+        return " / ".join(get_args(info.annotation))
+    # Of `X | None` both halves are written out, of `Annotated[X, check]` also the check.
+    text = f"{info.annotation} {info.metadata}"
+    for mark, kind in _KINDS.items():
         if mark in text:
-            return kind
+            return kind + _limits(info)
     return "text"
+
+
+def _limits(info: FieldInfo) -> str:
+    limits = {name: getattr(mark, name) for mark in info.metadata for name in ("ge", "gt", "le") if hasattr(mark, name)}
+    if not limits:
+        return ""
+    low = f"more than {shown(limits['gt'])}, at most " if "gt" in limits else f"{shown(limits['ge'])} to "
+    return f", {low}{shown(limits['le'])}"

@@ -1,21 +1,34 @@
-"""Reads, derives and masks PostgreSQL connection strings."""
+"""Reads, derives and masks connection strings: PostgreSQL's, and for masking any URL."""
 
 from __future__ import annotations
 
 import re
+from urllib.parse import parse_qsl, urlsplit
 
-from psycopg import ProgrammingError
+from psycopg import OperationalError, ProgrammingError, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-_URL_PASSWORD = re.compile(r"(?P<head>://[^:/@\s]*:)[^@\s]*(?=@)")
+MASK = "***"
+# libpq itself shows these two in its debug output, but they let their bearer log in.
+_LOGIN_KEYS = ("scram_client_key", "scram_server_key")
+# Every other parameter of a URL may be a secret, or the rest of one that was not escaped.
+_PLAIN_PARAMETERS = ("db", "protocol")
 
 
 def check_dsn(dsn: str) -> None:
-    """Raise ValueError when libpq would not understand `dsn`; the text does not repeat it."""
+    """Raise ValueError when `dsn` is no DSN, or libpq would not read it as meant; the text does not repeat it."""
+    if _is_postgres_url(dsn) and re.search(r"[/?@][^@]*@", dsn.partition("://")[2]):
+        # libpq ends the password at the first of these and would take the rest for a host or a database.
+        raise ValueError("must spell @, / and ? inside a name or password as %40, %2F and %3F")
     try:
-        conninfo_to_dict(dsn)
-    except ProgrammingError:
-        raise ValueError("must be a PostgreSQL connection URL or key=value string") from None
+        parts = {} if "\0" in dsn else conninfo_to_dict(dsn)
+    except (ProgrammingError, OperationalError, UnicodeError):
+        parts = {}
+    if not parts:
+        raise ValueError("must be a PostgreSQL connection URL or key=value string")
+    ports = str(parts.get("port", "")).split(",")
+    if any(port and not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16) for port in ports):
+        raise ValueError("must name a port from 1 to 65535")
 
 
 def as_role(dsn: str, role: str, password: str) -> str:
@@ -34,7 +47,45 @@ def login_of(dsn: str) -> tuple[str, str | None] | None:
 
 
 def masked(dsn: str) -> str:
-    """Return `dsn` or another URL with its password replaced by asterisks."""
-    if "://" in dsn:
-        return _URL_PASSWORD.sub(r"\g<head>***", dsn)
-    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", r"\1***", dsn)
+    """Return a DSN or another URL for people, every secret in it replaced.
+
+    A DSN comes back as key=value string: libpq reads it and says which of its parts are secret. What cannot be read
+    with certainty is replaced as a whole.
+    """
+    return _masked_url(dsn) if "://" in dsn and not _is_postgres_url(dsn) else _masked_dsn(dsn)
+
+
+def _is_postgres_url(text: str) -> bool:
+    return text.startswith(("postgresql://", "postgres://"))
+
+
+def _masked_dsn(dsn: str) -> str:
+    try:
+        check_dsn(dsn)
+        options = pq.Conninfo.parse(dsn.encode())
+    except (ValueError, OperationalError):
+        return MASK
+    shown = {}
+    for option in options:
+        if option.val is not None:
+            name = option.keyword.decode()
+            secret = option.dispchar == b"*" or name in _LOGIN_KEYS
+            shown[name] = MASK if secret else option.val.decode(errors="replace")
+    return make_conninfo(**shown)
+
+
+def _masked_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return MASK
+    if "@" in parts.path + parts.query or parts.fragment:
+        # The password holds a character that ends it for the parser: what follows may still be password.
+        return f"{parts.scheme}://{MASK}"
+    user = f"{parts.username or ''}{':' + MASK if parts.password is not None else ''}"
+    login = f"{user}@" if user else ""
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    place = f"{host}:{port}" if port is not None else host
+    pairs = [f"{name}={value}" if name in _PLAIN_PARAMETERS else MASK for name, value in parse_qsl(parts.query)]
+    return f"{parts.scheme}://{login}{place}{parts.path}{'?' if pairs else ''}{'&'.join(pairs)}"

@@ -1,0 +1,107 @@
+"""How a process logs: one JSON object a line on standard output, or lines for people.
+
+A line has `time` (ISO 8601, UTC), `level`, `msg`, and what the event and the context of the call add. Logs hold no
+secrets: whoever logs passes no body of a request or answer, no credential, DSN or key. As a second net, secret settings
+come out masked, protobuf messages as the name of their type, and tracebacks without the values of variables.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextlib import suppress
+from typing import Any, Literal
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["json", "console"]
+
+
+def configure_logs(level: Level, format: Format) -> None:  # noqa: A002 - the setting's own word
+    """Send everything logged through structlog or the standard library, from `level` up, to standard output.
+
+    To be called once, before the first line is logged: loggers keep the configuration of their first use.
+    """
+    severity = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            *(_json_lines() if format == "json" else _console_lines()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(severity),
+        logger_factory=lambda *_: _Lines(),
+        cache_logger_on_first_use=True,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [_ToStructlog()]
+    root.setLevel(severity)
+    logging.captureWarnings(capture=True)
+
+
+def _json_lines() -> list[Processor]:
+    def render(_logger: Any, _method: str, event: EventDict) -> bytes:
+        line = {"time": event.pop("time"), "level": event.pop("level"), "msg": event.pop("event", "")}
+        return _encode({**line, **event}).encode()
+
+    return [structlog.processors.format_exc_info, render]
+
+
+def _console_lines() -> list[Processor]:
+    renderer = structlog.dev.ConsoleRenderer(
+        timestamp_key="time",
+        # The default shows the values of variables when rich is there.
+        exception_formatter=structlog.dev.plain_traceback,
+        colors=sys.stdout.isatty(),
+    )
+
+    def render(logger: Any, method: str, event: EventDict) -> bytes:
+        for name, value in event.items():
+            if name != "exc_info" and not isinstance(value, str | int | float | None):
+                event[name] = _encode(value)
+        return renderer(logger, method, event).encode(errors="backslashreplace")
+
+    return [render]
+
+
+def _shown(value: object) -> str:
+    """Return what JSON has no form for as text; a protobuf message may hold anything and is only named."""
+    return type(value).__name__ if hasattr(value, "DESCRIPTOR") else str(value)
+
+
+# Escapes all that is not ASCII: a line is one line for every reader, and no lone surrogate can fail it.
+_encode = json.JSONEncoder(default=_shown, separators=(",", ":"), skipkeys=True).encode
+
+
+class _Lines(structlog.BytesLogger):
+    """Writes lines; when nobody reads them any more, the work goes on without."""
+
+    def msg(self, message: bytes) -> None:
+        with suppress(OSError, ValueError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = fatal = failure = err = error = critical = exception = msg
+
+
+class _ToStructlog(logging.Handler):
+    """Hands what libraries log through the standard library to structlog."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log = structlog.get_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):
+            message = str(record.msg)
+        fields: dict[str, Any] = {"logger": record.name}
+        if record.exc_info:
+            fields["exc_info"] = record.exc_info
+        # structlog knows the five levels alone.
+        level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
+        self._log.log(level, message, **fields)
