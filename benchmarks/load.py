@@ -1,9 +1,10 @@
-"""Loads a unary method from a process of its own: a fixed number of calls in flight, each answered one replaced at once.
+"""Loads a unary method from a process of its own: so many calls in flight, each answered one replaced at once.
 
     python -m benchmarks.load < JOB.json
 
-The job is one JSON object, see `Job`. Prints one JSON object, see `Outcome`. Requests are sent as bytes that were encoded
-beforehand and answers are not decoded, so that the generator costs as little as it can; what it costs is reported.
+The job is one JSON object, see `Job`. Prints one JSON object, see `Outcome`. Requests are sent as bytes that were
+encoded beforehand and answers are not decoded, so that the generator costs as little as it can; what it costs is
+reported.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: calls and failures a second of the measured time, latencies in milliseconds, own processor share."""
+    """What came of it: calls a second, failures, latencies in milliseconds, the generator's own share of a core."""
 
     calls_per_second: float
     failures: int

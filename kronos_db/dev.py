@@ -24,8 +24,8 @@ Announce = Callable[[Settings, str], None]
 def run(settings: Settings, announce: Announce) -> int:
     """Start all parts, migrate, serve until SIGINT or SIGTERM, and stop all parts. Returns the exit code.
 
-    Calls `announce(settings, token)` once calls are answered: `settings` say where everything is, `token` is a bearer token
-    that may call everything. Raises DataDirectoryInUseError when another process holds the directory.
+    Calls `announce(settings, token)` once calls are answered: `settings` say where everything is, `token` is a bearer
+    token that may call everything. Raises DataDirectoryInUseError when another process holds the directory.
     """
     with environment(settings) as (complete, token):
         return server.run(complete, lambda addressed: announce(addressed, token))
@@ -54,7 +54,7 @@ def environment(settings: Settings) -> Iterator[tuple[Settings, str]]:
 
 
 def _make_secrets(folder: Path) -> dict[str, str]:
-    """Make what is missing of the master key, the role secret and the credential; return the settings that name them."""
+    """Make what is missing of master key, role secret and credential; return the settings that name them."""
     master_key, role_secret, token, access = (
         folder / name for name in ("master.key", "role.secret", "token", "access.toml")
     )

@@ -24,7 +24,7 @@ from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
 from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.database import Database
-from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
+from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
 from kronos_db.runtime.interceptors.chain import Chain, Registrar, register
@@ -59,7 +59,7 @@ _POLL = 0.5
 _TRANSPORT_MARGIN = 4
 
 
-class StartError(Exception):
+class StartError(KronosError):
     """The server cannot start; the text is one sentence that says why."""
 
 

@@ -1,7 +1,7 @@
 """Generates what the contract in `protos/` gives, and checks the contract with buf: lint and breaking changes.
 
-`buf` and `protoc` find `buf/validate/validate.proto` in the descriptor that the protovalidate wheel carries, so nothing is
-fetched and no third-party proto is kept in the tree.
+`buf` and `protoc` find `buf/validate/validate.proto` in the descriptor that the protovalidate wheel carries, so
+nothing is fetched and no third-party proto is kept in the tree.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def third_party(target: Path) -> Path:
     compile_protos([f"-I{WELL_KNOWN}", f"--descriptor_set_out={well_known}", "--include_imports", *names])
     files = descriptor_pb2.FileDescriptorSet.FromString(well_known.read_bytes())
     # protovalidate does not export its descriptor: the lock pins the version that has it here.
-    files.file.append(descriptor_pb2.FileDescriptorProto.FromString(validate_pb._DESC.proto.to_binary()))  # noqa: SLF001
+    validate = validate_pb._DESC.proto.to_binary()  # noqa: SLF001
+    files.file.append(descriptor_pb2.FileDescriptorProto.FromString(validate))
     raw.write_bytes(files.SerializeToString(deterministic=True))
     return raw
 

@@ -1,10 +1,10 @@
 """The threads that run calls, and the gathering of what concurrent calls ask for into one statement.
 
-A worker thread runs each call in a greenlet. A call that asks a `Gatherer` for something is set aside; its thread goes on with
-the next call in the queue. When the queue is empty, or enough calls are set aside, what they asked for is fetched with one
-statement and each goes on with its own answer. So calls that arrive together share a round trip, a call that arrives alone
-waits for nobody, no answer passes from thread to thread, and handlers read as if they were alone.
-docs/decisions/0003-workers.md has the measurements.
+A worker thread runs each call in a greenlet. A call that asks a `Gatherer` for something is set aside; its thread
+goes on with the next call in the queue. When the queue is empty, or enough calls are set aside, what they asked for
+is fetched with one statement and each goes on with its own answer. So calls that arrive together share a round trip,
+a call that arrives alone waits for nobody, no answer passes from thread to thread, and handlers read as if they were
+alone. docs/decisions/0003-workers.md has the measurements.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Workers:
         self._queue.put((function, arguments, completion))
         return completion
 
-    def shutdown(self, wait: bool = True) -> None:  # noqa: FBT001, FBT002  # as ThreadPoolExecutor has it
+    def shutdown(self, wait: bool = True) -> None:
         """Let the threads end when the queue is empty."""
         for _ in self._threads:
             self._queue.put(None)
@@ -134,7 +134,7 @@ class _Call(greenlet):
             function, arguments, completion = job
             try:
                 function(*arguments)
-            except Exception:
+            except Exception:  # noqa: BLE001  # the thread must go on
                 _log.exception("a call ended outside of its chain")
             completion.finish()
             del function, arguments, completion

@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kronos_db.runtime.errors import KronosError
+
 _TOKEN_HASH = re.compile(r"hmac-sha256:[A-Za-z0-9_-]+:[A-Za-z0-9_-]{43}")
 _SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+")
 
 
-class PolicyError(Exception):
+class PolicyError(KronosError):
     """The access file cannot be used; the text is one sentence that says why."""
 
 

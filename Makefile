@@ -1,0 +1,78 @@
+# kronos-db: `make help` lists what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The revision that `make check` compares the contract with.
+BASE ?= main
+STAMP := $(VENV)/.installed
+
+.PHONY: help
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Use
+
+.PHONY: run
+run: $(STAMP) ## Start everything on this machine: PostgreSQL, Redis, the server
+	@exec $(BIN)/kronos-db dev
+
+.PHONY: install
+install: $(STAMP) ## Install into .venv what the lock file names
+
+$(STAMP): locks/requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kronos-db needs Python 3.11 or later; name one with PYTHON=…" >&2; exit 1; }
+	@echo "Installing into $(VENV) …"
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv does not work here; on Debian install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement locks/requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+##@ Develop
+
+.PHONY: test
+test: $(STAMP) ## Run all tests; those that lack a program skip and say so
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(STAMP) verify ## Lint, types, walls, contract, references: all that needs no server
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/contract.py lint
+	$(BIN)/python scripts/contract.py breaking --base $(BASE)
+	$(BIN)/python scripts/reference.py check
+
+.PHONY: generate
+generate: $(STAMP) ## Generate stubs and reference pages from contract and code
+	$(BIN)/python scripts/contract.py generate
+	$(BIN)/python scripts/reference.py write
+
+.PHONY: verify
+verify: $(STAMP) ## Check that generated/ is what the contract gives
+	$(BIN)/python scripts/contract.py verify
+
+.PHONY: format
+format: $(STAMP) ## Format code and contract
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write protos
+
+.PHONY: lock
+lock: $(STAMP) ## Resolve the dependencies anew, for Python 3.11 to 3.14
+	$(BIN)/python scripts/lock.py
+
+##@ Measure
+
+.PHONY: bench
+bench: $(STAMP) ## Measure beside the floors; ONLY=users runs one domain's rows
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+##@ Clean
+
+.PHONY: clean
+clean: ## Remove what was built; the data of `make run` stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
