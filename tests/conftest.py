@@ -15,6 +15,7 @@ import pytest
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
 from tests.parts.pgbouncer import PgBouncer, version
+from tests.parts.serving import Serving
 
 _ROOT = Path(__file__).parent.parent
 # Since this version, named statements survive transaction pooling.
@@ -46,6 +47,26 @@ def database(postgres: EmbeddedPostgres) -> Iterator[str]:
         connection.execute(f"CREATE DATABASE {name}")
         yield postgres.dsn_for(name)
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def serving(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One server for all tests that only call it: each uses users of its own."""
+    with psycopg.connect(postgres.dsn, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE serving")
+    running = Serving(tmp_path_factory.mktemp("serving"), postgres.dsn_for("serving"))
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def fresh_serving(database: str, tmp_path: Path) -> Iterator[Serving]:
+    """A server of this test's own, for tests that restart it, break it or look at all of its data."""
+    running = Serving(tmp_path, database)
+    running.start()
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="session")
