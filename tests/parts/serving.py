@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-
 from kronos.users.v1 import users_pb2_grpc
+
 from kronos_db import schemas
 from kronos_db.config import Settings
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, create_master_key_file
