@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 
@@ -13,6 +12,8 @@ from kronos_db.runtime.interceptors.chain import Begin, End
 from kronos_db.runtime.interceptors.method import Method
 
 _RETRY_AFTER = 0.1
+# Seconds. For a caller that never stops waiting gRPC says some hundred thousand million years.
+_FOREVER = 1e9
 
 
 class Overload:
@@ -36,8 +37,7 @@ class Overload:
             left = call.context.time_remaining()
             if left < self._minimum:
                 raise DeadlineTooShortError(f"{left:.4f} s left")
-            # gRPC says infinity for a caller that never stops waiting.
-            call.deadline = time.monotonic() + left if left < math.inf else None
+            call.deadline = time.monotonic() + left if left < _FOREVER else None
             running.enter()
             deadline.current.set(call.deadline)
 
