@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, SettingsError
+from kronos_db.runtime.affinity import OneCore
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
@@ -86,10 +88,11 @@ class Server:
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
         _watch_pools(self.registry, self._databases)
+        self._core = OneCore()
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
         self._pools = (
-            ThreadPoolExecutor(settings.compute_threads, "compute"),
+            ThreadPoolExecutor(settings.compute_threads, "compute", initializer=self._core.release),
             ThreadPoolExecutor(_STREAM_THREADS, "stream"),
         )
         self._authentication: Authentication | None = None
@@ -111,6 +114,11 @@ class Server:
             return False
         self._grpc = self._build()
         self._grpc.start()
+        if self._settings.cpu_affinity == "one-core":
+            self._core.start()
+        # What stands after the start stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         self._serving.set()
         self._health.start()
         _log.info("serving", grpc=self.grpc_address, ops=self.ops_address)
@@ -130,6 +138,7 @@ class Server:
         for pool in self._pools:
             # Without waiting: a handler that outlasted the drain must not hold up the rest.
             pool.shutdown(wait=False, cancel_futures=True)
+        self._core.stop()
         for database in self._databases.values():
             database.pool.close()
         self._ops.stop()
