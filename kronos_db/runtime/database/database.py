@@ -95,11 +95,13 @@ class Database:
             with _rolled_back_on_error(connection), connection.pipeline():
                 connection.execute("BEGIN", binary=True)
                 reply = mutation.reply(work(Transaction(connection)))
-                if mutation.validate_only:
-                    connection.execute("ROLLBACK", binary=True)
-                    return reply
-                self._idempotency.keep(connection, mutation, reply)
-                connection.execute("COMMIT", binary=True)
+                if not mutation.validate_only:
+                    self._idempotency.keep(connection, mutation, reply)
+                    connection.execute("COMMIT", binary=True)
+            if mutation.validate_only:
+                # Not in the pipeline: psycopg answers a ROLLBACK by DEALLOCATE ALL, at once here, but after a pipeline
+                # only after the next statement was prepared, which is then lost and fails the call after it.
+                connection.execute("ROLLBACK", binary=True)
         except Exception as error:
             # The write may have failed because an earlier attempt of the same call went through: then its reply counts.
             if isinstance(error, psycopg.Error) and classify(error) is not Failure.FINAL:
