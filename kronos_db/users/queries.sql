@@ -82,8 +82,8 @@ RETURNING {columns};
 -- name: change_state
 -- Makes a transition of a user that is in one of the states it is allowed from.
 UPDATE users.users
-SET state = COALESCE(%(to_state)s, state),
-    delete_time = CASE %(to_deleted)s WHEN true THEN now() WHEN false THEN NULL ELSE delete_time END,
+SET state = COALESCE(%(to_state)s::smallint, state),
+    delete_time = CASE %(to_deleted)s::boolean WHEN true THEN now() WHEN false THEN NULL ELSE delete_time END,
     version = version + 1,
     update_time = now()
 WHERE id = %(id)s
