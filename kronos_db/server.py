@@ -134,6 +134,7 @@ class Server:
         self.readiness.drain()
         if self._grpc is not None:
             self._grpc.stop(self._settings.drain_timeout).wait()
+            self._workers.shutdown(wait=False)
         self._health.stop()
         for pool in self._pools:
             # Without waiting: a handler that outlasted the drain must not hold up the rest.
@@ -181,8 +182,9 @@ class Server:
             },
             *self._pools,
         )
+        self._workers = Workers(settings.worker_threads)
         server = grpc.server(
-            Workers(settings.worker_threads).as_executor(),
+            self._workers.as_executor(),
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_bytes * _TRANSPORT_MARGIN),

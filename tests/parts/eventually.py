@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 
-def eventually(condition: Callable[[], object], limit: float = 5.0) -> None:
-    """Return when `condition` holds; fail after `limit` seconds."""
+def eventually(condition: Callable[[], object], limit: float = 5.0, why: Callable[[], object] = str) -> None:
+    """Return when `condition` holds; fail after `limit` seconds, with what `why` says then."""
     until = time.monotonic() + limit
     while not condition():
-        assert time.monotonic() < until, f"did not come true within {limit} s"
+        assert time.monotonic() < until, f"did not come true within {limit} s: {why()}"
         time.sleep(0.002)
