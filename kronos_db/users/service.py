@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
 from uuid import UUID
@@ -119,7 +120,11 @@ class UsersService(UsersServiceServicer):
 
     def DeleteUser(self, request: pb.DeleteUserRequest, context: grpc.ServicerContext) -> pb.DeleteUserResponse:
         """Soft-delete a user."""
-        return self._change_state(request, model.DELETE, _changed(context, pb.DeleteUserResponse))
+        try:
+            return self._change_state(request, model.DELETE, _changed(context, pb.DeleteUserResponse))
+        except model.UserStateError as error:
+            # The one state that is not deleted from is deleted.
+            raise model.UserNotFoundError from error
 
     def UndeleteUser(self, request: pb.UndeleteUserRequest, context: grpc.ServicerContext) -> pb.UndeleteUserResponse:
         """Bring a soft-deleted user back."""
@@ -233,13 +238,14 @@ def _named(new: model.NewUser) -> model.NewUser:
 def _attributes(user: pb.User, path: str) -> dict[str, Any]:
     if not user.HasField("attributes"):
         return {}
-    if user.attributes.ByteSize() > _MAX_ATTRIBUTES_BYTES:
-        raise BadRequestError.of(path, f"must not be larger than {_MAX_ATTRIBUTES_BYTES} bytes")
     try:
         found: dict[str, Any] = MessageToDict(user.attributes)
     except ValueError:
         # JSON has no NaN and no infinity.
-        raise BadRequestError.of(path, "numbers must be finite, and every value must be set") from None
+        raise BadRequestError.of(path, "numbers must be finite") from None
+    size = len(json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > _MAX_ATTRIBUTES_BYTES:
+        raise BadRequestError.of(path, f"must not be larger than {_MAX_ATTRIBUTES_BYTES} bytes as JSON")
     return found
 
 
