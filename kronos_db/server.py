@@ -87,7 +87,7 @@ class Server:
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
-        _watch_pools(self.registry, self._databases)
+        watch_pools(self.registry, self._databases)
         self._core = OneCore()
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -244,8 +244,8 @@ def _reload(server: Server) -> None:
     try:
         server.reload_policy()
         _log.info("access policy read again")
-    # Also a token hashed under a master key that is not there: whatever is wrong with the file, the server goes on.
     except KronosError as error:
+        # Not PolicyError alone: a hash may name a master key that is not there. What leaves a signal handler ends all.
         _log.error("access policy refused, the old one stays", reason=str(error))
 
 
@@ -281,7 +281,9 @@ def _server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
 
 
-def _watch_pools(registry: CollectorRegistry, databases: Mapping[str, Database]) -> None:
+def watch_pools(registry: CollectorRegistry, databases: Mapping[str, Database]) -> None:
+    """Register the gauges and counters of every domain's pool."""
+
     def read(key: str) -> Callable[[], list[tuple[tuple[str], float]]]:
         return lambda: [((domain,), database.pool.stats().get(key, 0)) for domain, database in databases.items()]
 
