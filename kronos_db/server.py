@@ -244,8 +244,8 @@ def _reload(server: Server) -> None:
     try:
         server.reload_policy()
         _log.info("access policy read again")
+    # Also a token hashed under a master key that is not there: whatever is wrong with the file, the server goes on.
     except KronosError as error:
-        # Not PolicyError alone: a hash may name a master key that is not there. What leaves a signal handler ends all.
         _log.error("access policy refused, the old one stays", reason=str(error))
 
 

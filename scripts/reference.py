@@ -335,12 +335,27 @@ def _written(rules: Any, prefix: str) -> Iterator[str]:
             yield prefix + _WORDS.get(rule.name, f"{rule.name} {{}}").format(value)
 
 
+def decisions_page() -> str:
+    """Return the index of the decision records."""
+    records = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    titles = [record.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for record in records]
+    links = "".join(f"- [{title}]({record.name})\n" for record, title in zip(records, titles, strict=True))
+    return f"""# Decisions
+
+Why things are as they are, where building showed a choice. A record has a number and a title, then three parts: *Context*
+(what forces a choice, with measurements), *Choice*, and *Cost* (what it makes worse, and what would reopen it). A record
+is not rewritten when the choice changes: a new one says which it replaces.
+
+{links}"""
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/settings.md": settings_page,
     "docs/errors.md": errors_page,
     "docs/metrics.md": metrics_page,
     "docs/cli.md": cli_page,
     "docs/contract.md": contract_page,
+    "docs/decisions/README.md": decisions_page,
 }
 
 
