@@ -24,7 +24,6 @@ from kronos_db.users.model import (
     NewUser,
     Transition,
     User,
-    UserExistsError,
     UserNotFoundError,
     UserStateError,
 )
@@ -168,10 +167,6 @@ class UsersStore:
         raise _wrong_state(user)
 
     def _conflict(self, tx: Transaction, new: Sequence[NewUser], created: list[UUID]) -> Exception:
-        ids = [user.id for user in new]
-        repeated = next((user for i, user in enumerate(new) if user.id in ids[:i]), None)
-        if repeated is not None:
-            return UserExistsError(repeated.path)
         params = {**_columns(new), "created": created}
         found = tx.fetch_one(self._queries["find_conflict"], params, lambda *row: row)
         if found is None:
