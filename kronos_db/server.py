@@ -34,7 +34,7 @@ from kronos_db.runtime.interceptors.encryption import Encryption
 from kronos_db.runtime.interceptors.errors import Errors
 from kronos_db.runtime.interceptors.metrics import Metrics
 from kronos_db.runtime.interceptors.overload import Overload
-from kronos_db.runtime.interceptors.policy import PolicyError, load_policy
+from kronos_db.runtime.interceptors.policy import load_policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
@@ -59,6 +59,10 @@ _log = structlog.get_logger(__name__)
 _POLL = 0.5
 # gRPC's own limit lies above ours, so that a message a little too large is refused with a reason.
 _TRANSPORT_MARGIN = 4
+# Streams of one domain that a process holds; idle ones cost memory alone.
+_MOST_STREAMS = 10_000
+# Threads for streams whose handlers wait for their caller, as reflection's do; made when needed.
+_STREAM_THREADS = 32
 
 
 class StartError(KronosError):
@@ -78,15 +82,19 @@ class Server:
         self.registry: CollectorRegistry = new_registry()
         self.readiness = Readiness()
         self._databases = {domain: open_database(settings, domain) for domain in SERVED}
-        self._overload = Overload(settings.domain_concurrent_calls, settings.minimum_deadline)
+        self._overload = Overload(settings.domain_concurrent_calls, _MOST_STREAMS, settings.minimum_deadline)
         for domain, database in self._databases.items():
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
-        _watch_pools(self.registry, self._databases)
+        watch_pools(self.registry, self._databases)
         self._core = OneCore()
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
+        self._pools = (
+            ThreadPoolExecutor(settings.compute_threads, "compute", initializer=self._core.release),
+            ThreadPoolExecutor(_STREAM_THREADS, "stream"),
+        )
         self._authentication: Authentication | None = None
         self._grpc: grpc.Server | None = None
         self.grpc_address = settings.grpc_listen
@@ -131,6 +139,9 @@ class Server:
             self._grpc.stop(self._settings.drain_timeout).wait()
         self._health.stop()
         self._core.stop()
+        for pool in self._pools:
+            # Without waiting: a handler that outlasted the drain must not hold up the rest.
+            pool.shutdown(wait=False, cancel_futures=True)
         for database in self._databases.values():
             database.pool.close()
         self._ops.stop()
@@ -171,7 +182,7 @@ class Server:
                 "validation": Validation(settings.max_message_bytes),
                 "encryption": Encryption(rings, Marks(), settings.request_id_window),
             },
-            ThreadPoolExecutor(settings.compute_threads, "compute", initializer=self._core.release),
+            *self._pools,
         )
         server = grpc.server(
             Workers(settings.worker_threads).as_executor(),
@@ -238,7 +249,8 @@ def _reload(server: Server) -> None:
     try:
         server.reload_policy()
         _log.info("access policy read again")
-    except PolicyError as error:
+    # Also a token hashed under a master key that is not there: whatever is wrong with the file, the server goes on.
+    except KronosError as error:
         _log.error("access policy refused, the old one stays", reason=str(error))
 
 
@@ -274,7 +286,9 @@ def _server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
 
 
-def _watch_pools(registry: CollectorRegistry, databases: Mapping[str, Database]) -> None:
+def watch_pools(registry: CollectorRegistry, databases: Mapping[str, Database]) -> None:
+    """Register the gauges and counters of every domain's pool."""
+
     def read(key: str) -> Callable[[], list[tuple[tuple[str], float]]]:
         return lambda: [((domain,), database.pool.stats().get(key, 0)) for domain, database in databases.items()]
 

@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 
 
 class OneCore:
-    """The core of this process. Threads that need the processor, but not the interpreter lock, are let go by `release`."""
+    """The core of this process. Threads that need no interpreter lock for most of their work are freed by `release`."""
 
     def __init__(self) -> None:
         self._all = os.sched_getaffinity(0)
