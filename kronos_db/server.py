@@ -37,7 +37,7 @@ from kronos_db.runtime.interceptors.policy import load_policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.health import Health
-from kronos_db.runtime.ops.http import OpsServer, standard_routes
+from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.logs import configure_logs
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
@@ -112,7 +112,10 @@ class Server:
 
         Raises StartError, SettingsError, PolicyError or KronosError for what waiting does not mend.
         """
-        self._ops.start()
+        try:
+            self._ops.start()
+        except OpsAddressError as error:
+            raise StartError(f"KRONOS_DB_OPS_LISTEN: {error}") from error
         if not self._schemas_are_ready(stopped):
             return False
         self._grpc = self._build()
@@ -220,27 +223,29 @@ class Server:
         self.grpc_address = f"{settings.grpc_listen.rpartition(':')[0]}:{port}"
 
 
-def run(settings: Settings, serving: Callable[[Settings], None] = lambda _settings: None) -> int:
+def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the access file again. Returns the exit code.
-
-    Calls `serving` with the addresses as they are, once calls are answered.
 
     Raises StartError, SettingsError, PolicyError or KronosError when the server cannot start.
     """
-    configure_logs(settings.log_level, settings.log_format)
-    server = Server(settings)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    configure_logs(settings.log_level, settings.log_format)
+    server = Server(settings)
     signal.signal(signal.SIGHUP, lambda *_: _reload(server))
+    serve(server, stopped)
+    return 0
+
+
+def serve(server: Server, stopped: threading.Event, serving: Callable[[], None] = lambda: None) -> None:
+    """Serve until `stopped` is set; call `serving` once calls are answered. Raises as `run`."""
     try:
         if server.start(stopped):
-            addresses = {"grpc_listen": server.grpc_address, "ops_listen": server.ops_address}
-            serving(settings.model_copy(update=addresses))
+            serving()
             stopped.wait()
     finally:
         server.stop()
-    return 0
 
 
 def _reload(server: Server) -> None:

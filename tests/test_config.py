@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import hypothesis
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
@@ -291,6 +291,7 @@ def printed(field: str, text: str) -> str:
 
 @pytest.mark.parametrize("spelling", spellings(""))
 @given(password=passwords)
+@example(password="Zq000://qZ")
 @hypothesis.settings(max_examples=40, deadline=None)
 def test_a_password_is_never_printed(spelling: str, password: str) -> None:
     text = spellings(password)[spelling]
