@@ -164,6 +164,9 @@ class Settings(BaseSettings):
 
     worker_threads: int = Field(4, ge=1, le=256, description="Threads that run calls; few beat many.")
     compute_threads: int = Field(2, ge=1, le=64, description="Threads for password hashing, apart from the workers.")
+    cpu_affinity: Literal["one-core", "off"] = Field(
+        "one-core", description="Whether the threads of a serving process stay on one core, chosen and changed by load."
+    )
     max_concurrent_calls: int = Field(
         512, ge=1, le=100_000, description="Calls in the server at once; more are refused."
     )

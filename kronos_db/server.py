@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, SettingsError
+from kronos_db.runtime.affinity import OneCore
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
@@ -57,6 +59,10 @@ _log = structlog.get_logger(__name__)
 _POLL = 0.5
 # gRPC's own limit lies above ours, so that a message a little too large is refused with a reason.
 _TRANSPORT_MARGIN = 4
+# Streams of one domain that a process holds; idle ones cost memory alone.
+_MOST_STREAMS = 10_000
+# Threads for streams whose handlers wait for their caller, as reflection's do; made when needed.
+_STREAM_THREADS = 32
 
 
 class StartError(KronosError):
@@ -76,14 +82,19 @@ class Server:
         self.registry: CollectorRegistry = new_registry()
         self.readiness = Readiness()
         self._databases = {domain: open_database(settings, domain) for domain in SERVED}
-        self._overload = Overload(settings.domain_concurrent_calls, settings.minimum_deadline)
+        self._overload = Overload(settings.domain_concurrent_calls, _MOST_STREAMS, settings.minimum_deadline)
         for domain, database in self._databases.items():
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
         watch_pools(self.registry, self._databases)
+        self._core = OneCore()
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
+        self._pools = (
+            ThreadPoolExecutor(settings.compute_threads, "compute", initializer=self._core.release),
+            ThreadPoolExecutor(_STREAM_THREADS, "stream"),
+        )
         self._authentication: Authentication | None = None
         self._grpc: grpc.Server | None = None
         self.grpc_address = settings.grpc_listen
@@ -103,6 +114,11 @@ class Server:
             return False
         self._grpc = self._build()
         self._grpc.start()
+        if self._settings.cpu_affinity == "one-core":
+            self._core.start()
+        # What stands after the start stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         self._serving.set()
         self._health.start()
         _log.info("serving", grpc=self.grpc_address, ops=self.ops_address)
@@ -119,6 +135,10 @@ class Server:
         if self._grpc is not None:
             self._grpc.stop(self._settings.drain_timeout).wait()
         self._health.stop()
+        self._core.stop()
+        for pool in self._pools:
+            # Without waiting: a handler that outlasted the drain must not hold up the rest.
+            pool.shutdown(wait=False, cancel_futures=True)
         for database in self._databases.values():
             database.pool.close()
         self._ops.stop()
@@ -159,7 +179,7 @@ class Server:
                 "validation": Validation(settings.max_message_bytes),
                 "encryption": Encryption(rings, Marks(), settings.request_id_window),
             },
-            ThreadPoolExecutor(settings.compute_threads, "compute"),
+            *self._pools,
         )
         server = grpc.server(
             Workers(settings.worker_threads).as_executor(),

@@ -18,6 +18,8 @@ from typing import Any, Generic, TypeVar, cast
 import structlog
 from greenlet import getcurrent, greenlet
 
+from kronos_db.runtime.reception import Completion, Job, Reception
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -65,7 +67,8 @@ class Workers:
     """A fixed number of threads; stands in for the thread pool of `grpc.server`."""
 
     def __init__(self, threads: int) -> None:
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._reception = Reception(self._queue.put)
         self._threads = [_Worker(self._queue, f"worker-{number}") for number in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -73,7 +76,7 @@ class Workers:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Completion:
         """Queue a call."""
         completion = Completion()
-        self._queue.put((function, arguments, completion))
+        self._reception.receive((function, arguments, completion))
         return completion
 
     def shutdown(self, wait: bool = True) -> None:
@@ -93,35 +96,6 @@ class Workers:
         return cast("ThreadPoolExecutor", self)
 
 
-class Completion:
-    """Tells when a call is done: the part of a Future that gRPC uses, at a tenth of its cost."""
-
-    __slots__ = ("_callbacks", "_done", "_lock")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._done = False
-        self._callbacks: list[Callable[[Completion], object]] = []
-
-    def add_done_callback(self, callback: Callable[[Completion], object]) -> None:
-        """Call `callback` when the call is done; at once when it is done already."""
-        with self._lock:
-            if not self._done:
-                self._callbacks.append(callback)
-                return
-        callback(self)
-
-    def finish(self) -> None:
-        """Note that the call is done."""
-        with self._lock:
-            self._done = True
-        for callback in self._callbacks:
-            callback(self)
-
-
-_Job = tuple[Callable[..., Any], tuple[Any, ...], Completion]
-
-
 class _Call(greenlet):
     """Runs one call after the other on its worker thread, and is kept between them: a new one costs an mmap."""
 
@@ -129,7 +103,7 @@ class _Call(greenlet):
         super().__init__(self._serve)
         self.worker = worker
 
-    def _serve(self, job: _Job) -> None:
+    def _serve(self, job: Job) -> None:
         while True:
             function, arguments, completion = job
             try:
@@ -144,7 +118,7 @@ class _Call(greenlet):
 class _Worker(threading.Thread):
     """Runs calls, and fetches for those that it has set aside."""
 
-    def __init__(self, queue: SimpleQueue[_Job | None], name: str) -> None:
+    def __init__(self, queue: SimpleQueue[Job | None], name: str) -> None:
         super().__init__(name=name, daemon=True)
         self._queue = queue
         self._aside: dict[Gatherer[Any, Any], dict[Any, list[_Call]]] = {}
@@ -164,7 +138,7 @@ class _Worker(threading.Thread):
                 else:
                     self._begin(following)
 
-    def _following(self) -> _Job | None:
+    def _following(self) -> Job | None:
         """Return the next call when there is one and it may still join those set aside."""
         if self._unsettled or self._count >= _MOST_SET_ASIDE:
             return None
@@ -177,14 +151,14 @@ class _Worker(threading.Thread):
             self._queue.put(None)
         return job
 
-    def _begin(self, job: _Job) -> None:
+    def _begin(self, job: Job) -> None:
         call = self._idle.pop() if self._idle else _Call(self)
         call.switch(job)
 
-    def idle(self, call: _Call) -> _Job:
+    def idle(self, call: _Call) -> Job:
         """Park `call`, whose work is done, until there is more; return that."""
         self._idle.append(call)
-        return cast("_Job", self._main.switch())
+        return cast("Job", self._main.switch())
 
     def set_aside(self, call: _Call, gatherer: Gatherer[Any, Any], key: Any) -> Any:
         """Park `call` until `key` was fetched; return what was found for it."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import time
 
-import structlog
-
 from kronos_db.runtime.identifiers import uuid7
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.chain import Begin, End
 from kronos_db.runtime.interceptors.method import Method
+from kronos_db.runtime.ops.logs import info_line
 
 REQUEST_ID_HEADER = "x-request-id"
 # What a caller may name its call: enough for UUIDs and trace ids, nothing that could forge a log line.
@@ -19,9 +18,6 @@ _ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 class AccessLog:
     """Takes the caller's `x-request-id`, or makes one, and returns it in the trailing metadata."""
-
-    def __init__(self) -> None:
-        self._log = structlog.get_logger("access")
 
     def begin(self, _method: Method) -> Begin:
         """Name the call."""
@@ -36,10 +32,10 @@ class AccessLog:
 
     def end(self, method: Method) -> End:
         """Log the outcome: never a message, never a detail of an error."""
-        log = self._log.bind(method=method.path).info
+        log = info_line("call", method=method.path)
 
         def end(call: Call, _error: BaseException | None) -> None:
             milliseconds = round((time.perf_counter() - call.started) * 1000, 3)
-            log("call", code=call.code, caller=call.caller, request_id=call.request_id, ms=milliseconds)
+            log(code=call.code, caller=call.caller, request_id=call.request_id, ms=milliseconds)
 
         return end

@@ -19,6 +19,7 @@ from kronos_db.runtime.interceptors.policy import Policy
 _PURPOSE = "access-token"
 _SCHEME = "hmac-sha256"
 _BEARER = "bearer "
+_MOST_REMEMBERED = 1024
 # Set by gRPC only when the verified client certificate has exactly one URI SAN and it is a SPIFFE id.
 _SPIFFE_PROPERTY = "peer_spiffe_id"
 
@@ -60,8 +61,8 @@ class Authentication:
         for stored in policy.token_hashes:
             key_id = stored.split(":")[1]
             keys[key_id] = self._masters.derive(_PURPOSE, key_id)
-        # One assignment: a call sees a policy with the keys that belong to it.
-        self._known = (policy, keys)
+        # One assignment: a call sees a policy with the keys and the memory that belong to it.
+        self._known = _Known(policy, keys)
 
     def begin(self, method: Method) -> Begin:
         """Identify the caller and ask the policy."""
@@ -69,14 +70,14 @@ class Authentication:
         public = path in self._public
 
         def begin(call: Call) -> None:
-            policy, keys = self._known
-            caller = _identify(call, policy, keys)
+            known = self._known
+            caller = known.identify(call)
             call.caller = caller or ""
             if public:
                 return
             if caller is None:
                 raise UnauthenticatedError
-            if path not in policy.allowed[caller]:
+            if path not in known.policy.allowed[caller]:
                 raise PermissionDeniedError(metadata={"method": path, "caller": caller})
 
         return begin
@@ -85,23 +86,39 @@ class Authentication:
         """Nothing to do after a call."""
 
 
-def _identify(call: Call, policy: Policy, keys: Mapping[str, bytes]) -> str | None:
-    header = call.metadata.get("authorization")
-    if isinstance(header, str) and header[: len(_BEARER)].lower() == _BEARER:
-        return _by_token(header[len(_BEARER) :].strip(), policy, keys)
-    return _by_certificate(call.context, policy) if policy.spiffe_ids else None
+class _Known:
+    """A policy, the keys of its token hashes, and which `authorization` headers were found good under it."""
 
+    def __init__(self, policy: Policy, keys: Mapping[str, bytes]) -> None:
+        self.policy = policy
+        self._keys = keys
+        # Hashing a token costs a tenth of a cached read. Good headers alone are remembered: there are no more of them
+        # than tokens in the policy, in a few spellings.
+        self._good: dict[str | bytes, str] = {}
 
-def _by_token(token: str, policy: Policy, keys: Mapping[str, bytes]) -> str | None:
-    # Looked up by a keyed hash: how long the look-up takes says nothing about the tokens that exist.
-    for key_id, key in keys.items():
-        caller = policy.token_hashes.get(f"{_SCHEME}:{key_id}:{_digest(token, key)}")
-        if caller is not None:
-            return caller
-    return None
+    def identify(self, call: Call) -> str | None:
+        header = call.metadata.get("authorization")
+        if header is None:
+            return self._by_certificate(call.context) if self.policy.spiffe_ids else None
+        return self._good.get(header) or self._by_header(header)
 
+    def _by_header(self, header: str | bytes) -> str | None:
+        if not isinstance(header, str) or header[: len(_BEARER)].lower() != _BEARER:
+            return None
+        caller = self._by_token(header[len(_BEARER) :].strip())
+        if caller is not None and len(self._good) < _MOST_REMEMBERED:
+            self._good[header] = caller
+        return caller
 
-def _by_certificate(context: grpc.ServicerContext, policy: Policy) -> str | None:
-    properties: Mapping[str, list[bytes]] = context.auth_context()  # type: ignore[assignment]  # stubs say bytes
-    ids = properties.get(_SPIFFE_PROPERTY, [])
-    return policy.spiffe_ids.get(ids[0].decode("ascii", "replace")) if len(ids) == 1 else None
+    def _by_token(self, token: str) -> str | None:
+        # Looked up by a keyed hash: how long the look-up takes says nothing about the tokens that exist.
+        for key_id, key in self._keys.items():
+            caller = self.policy.token_hashes.get(f"{_SCHEME}:{key_id}:{_digest(token, key)}")
+            if caller is not None:
+                return caller
+        return None
+
+    def _by_certificate(self, context: grpc.ServicerContext) -> str | None:
+        properties: Mapping[str, list[bytes]] = context.auth_context()  # type: ignore[assignment]  # stubs say bytes
+        ids = properties.get(_SPIFFE_PROPERTY, [])
+        return self.policy.spiffe_ids.get(ids[0].decode("ascii", "replace")) if len(ids) == 1 else None

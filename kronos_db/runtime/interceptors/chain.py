@@ -7,6 +7,7 @@ method streams: that is settled here, for the four kinds, in one place.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,10 +69,15 @@ ORDER: Sequence[Place] = (
 
 @dataclass(frozen=True)
 class Chain:
-    """The interceptors by the names of ORDER, and the pool for methods that burn processor time."""
+    """The interceptors by the names of ORDER, and the pools for what must not hold a worker thread.
+
+    `compute_pool` is for methods that burn processor time, `stream_pool` for handlers of streams that wait for the
+    caller's next message: as many idle streams as there are workers would stop the server.
+    """
 
     interceptors: Mapping[str, Guard | Filter]
     compute_pool: ThreadPoolExecutor
+    stream_pool: ThreadPoolExecutor
 
     def __post_init__(self) -> None:
         """Refuse a chain with a missing or an unknown link."""
@@ -88,8 +94,9 @@ class Chain:
             for guard in reversed(self._guards()):
                 composed = _with_guard(method, composed, guard)
             behavior = _entered(method, composed)
-        if method.compute:
-            behavior.experimental_thread_pool = self.compute_pool  # type: ignore[attr-defined]  # read by grpc._server
+        pool = self._pool(method, handler)
+        if pool is not None:
+            behavior.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read by grpc._server
         factory = {
             "unary": grpc.unary_unary_rpc_method_handler,
             "client_stream": grpc.stream_unary_rpc_method_handler,
@@ -97,6 +104,12 @@ class Chain:
             "bidi_stream": grpc.stream_stream_rpc_method_handler,
         }[method.kind]
         return factory(behavior, request_deserializer=None, response_serializer=handler.response_serializer)
+
+    def _pool(self, method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> ThreadPoolExecutor | None:
+        """Return the pool that calls run in; None for the workers."""
+        if method.compute:
+            return self.compute_pool
+        return None if method.kind == "unary" or _pushes(handler) else self.stream_pool
 
     def _pushed(self, method: Method, handler: Handler) -> Callable[..., Any]:
         """Compose a handler that answers by callback: it returns at once, and its stream holds no thread while idle."""
@@ -107,18 +120,16 @@ class Chain:
         receive, emit = _joined(inward), _joined(outward)
 
         def push(request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
-            call = Call(method, context)
-            entered: list[End] = []
+            pushed = _Pushed(Call(method, context), emit, send)
             try:
                 for begin, end in guards:
-                    begin(call)
-                    entered.insert(0, end)
-                handler(receive(request, call), call, lambda message: send(message and emit(message, call)))
+                    begin(pushed.call)
+                    pushed.entered.append(end)
+                handler(receive(request, pushed.call), pushed.call, pushed.send)
             except BaseException as error:  # noqa: BLE001  # the errors interceptor decides
-                _unwind(entered, call, error)
-                return
-            if not context.add_callback(lambda: _unwind(entered, call, None)):
-                _unwind(entered, call, None)
+                raise pushed.end(error) or error from None
+            if not context.add_callback(pushed.closed):
+                pushed.closed()
 
         push.experimental_non_blocking = True  # type: ignore[attr-defined]  # read by grpc._server
         return push
@@ -182,15 +193,53 @@ def _pushes(handler: grpc.RpcMethodHandler[Any, Any]) -> bool:
     return bool(getattr(handler.unary_stream, "experimental_non_blocking", False))
 
 
-def _unwind(entered: Sequence[End], call: Call, error: BaseException | None) -> None:
-    """Tell the guards that a pushed call ended, innermost first; one that raises changes what the next ones see."""
-    for end in entered:
+class _Pushed:
+    """One call whose handler answers by callback. Whoever ends it, its guards are told once."""
+
+    def __init__(self, call: Call, emit: Step, send: Callable[[Any], None]) -> None:
+        self.call = call
+        self.entered: list[End] = []
+        self._emit = emit
+        self._send = send
+        self._lock = threading.Lock()
+        self._completed = False
+
+    def send(self, message: Any) -> None:
+        """Pass one response on to the caller; None ends the stream."""
+        if message is None:
+            self._complete()
+            return
         try:
-            end(call, error)
-        except Exception as raised:  # noqa: BLE001
-            error = raised
-    if error is not None:
-        raise error
+            emitted = self._emit(message, self.call)
+        except Exception as error:  # noqa: BLE001  # whoever calls serves other streams too
+            # The errors interceptor leaves the status in the context, and it goes out with the end of the stream.
+            self.end(error)
+            self._complete()
+            return
+        self._send(emitted)
+
+    def closed(self) -> None:
+        """Take note that gRPC is done with the call: its handler completed it, or else the caller left."""
+        self.end(None if self._completed else grpc.RpcError("the caller left"))
+
+    def end(self, error: BaseException | None) -> BaseException | None:
+        """Tell the guards, innermost first, and return what the outermost one made of `error`."""
+        with self._lock:
+            entered, self.entered = self.entered, []
+        for end in reversed(entered):
+            try:
+                end(self.call, error)
+            except Exception as raised:  # noqa: BLE001  # seen by the next guard, and returned
+                error = raised
+        return error
+
+    def _complete(self) -> None:
+        # Handlers may say that they are done after the caller left, or twice; gRPC takes it once.
+        with self._lock:
+            if self._completed or not self.call.context.is_active():
+                return
+            self._completed = True
+        self._send(None)
 
 
 def _entered(method: Method, inner: Handler) -> Callable[[Any, grpc.ServicerContext], Any]:
@@ -219,6 +268,7 @@ def _with_filters(method: Method, handler: Handler, filters: Sequence[Filter]) -
 
 
 def _joined(steps: Sequence[Step]) -> Step:
+    """Return one step that takes all of `steps`, in their order."""
     if len(steps) == 1:
         return steps[0]
 

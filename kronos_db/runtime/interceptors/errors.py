@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -11,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from kronos_db.runtime.errors import ERROR_DOMAIN, UNKNOWN, Answer, Code, ErrorTable, KronosError
+from kronos_db.runtime.errors import ERROR_DOMAIN, UNKNOWN, Answer, Code, ErrorTable, FieldViolation, KronosError
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.chain import End
 from kronos_db.runtime.interceptors.method import Method
@@ -55,20 +56,31 @@ class Errors:
                 reason=answer.reason,
                 detail=str(error),
             )
-        call.context.abort_with_status(rpc_status.to_status(status_of(answer, error, call.request_id)))
+        status: Any = rpc_status.to_status(status_of(answer, error, call.request_id))
+        # Aborting replaces the trailing metadata: what is there already, the request id, goes along.
+        trailing = (*(call.context.trailing_metadata() or ()), *status.trailing_metadata)
+        call.context.abort_with_status(status._replace(trailing_metadata=trailing))
+
+
+# Callers refuse trailing metadata beyond 8 KiB, and base64 adds a third: more bytes of violations than this would cost
+# the caller the whole answer.
+_MOST_VIOLATION_BYTES = 4096
+_MOST_CHARACTERS = 256
 
 
 def status_of(answer: Answer, error: BaseException, request_id: str) -> status_pb2.Status:
-    """Return the status that `answer` and what is public of `error` make (AIP-193)."""
+    """Return the status that `answer` and what is public of `error` make (AIP-193).
+
+    When there are more violations than fit, `violations` in the metadata of ErrorInfo says how many there are.
+    """
     ours = error if isinstance(error, KronosError) and answer is not UNKNOWN else KronosError()
     info = error_details_pb2.ErrorInfo(reason=answer.reason, domain=ERROR_DOMAIN, metadata=ours.metadata)
     details: list[Any] = [info]
     if ours.violations:
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
-            for violation in ours.violations
-        ]
-        details.append(error_details_pb2.BadRequest(field_violations=violations))
+        bad_request = _bad_request(ours.violations)
+        details.append(bad_request)
+        if len(bad_request.field_violations) < len(ours.violations):
+            info.metadata["violations"] = str(len(ours.violations))
     if ours.retry_after is not None:
         delay = Duration()
         delay.FromMilliseconds(int(ours.retry_after * 1000))
@@ -76,6 +88,21 @@ def status_of(answer: Answer, error: BaseException, request_id: str) -> status_p
     details.append(error_details_pb2.RequestInfo(request_id=request_id))
     sentence = answer.sentence.format_map(_Metadata(ours.metadata))
     return status_pb2.Status(code=answer.code, message=sentence, details=[_packed(detail) for detail in details])
+
+
+def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
+    """Return the violations, or the first of them when all are too many for an answer."""
+    bad_request = error_details_pb2.BadRequest()
+    for violation in violations:
+        bad_request.field_violations.add(field=_cut(violation.field), description=_cut(violation.description))
+        if bad_request.ByteSize() > _MOST_VIOLATION_BYTES:
+            break
+    return bad_request
+
+
+def _cut(text: str) -> str:
+    # Paths hold keys of maps, which may be of any length.
+    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
 
 
 class _Metadata(dict[str, str]):

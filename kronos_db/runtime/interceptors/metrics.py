@@ -1,10 +1,12 @@
-"""Second in the chain: counts and times every call under the names that go-grpc-prometheus made customary."""
+"""Second in the chain: counts calls, their time and messages under the names that go-grpc-prometheus made customary."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-from kronos_db.runtime.interceptors.chain import Begin, End
+from kronos_db.runtime.interceptors.call import Call
+from kronos_db.runtime.interceptors.chain import Begin, End, Message, Step
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.ops.metrics import MethodMetrics, RpcMetrics
 
@@ -25,5 +27,21 @@ class Metrics:
         handled = self._of(method).handled
         return lambda call, _error: handled(call.code, time.perf_counter() - call.started)
 
+    def request(self, method: Method) -> Step:
+        """Count a message received."""
+        return _counting(self._of(method).received)
+
+    def response(self, method: Method) -> Step:
+        """Count a message sent."""
+        return _counting(self._of(method).sent)
+
     def _of(self, method: Method) -> MethodMetrics:
         return self._metrics.for_method(method.kind, method.service, method.name)
+
+
+def _counting(count: Callable[[], None]) -> Step:
+    def step(message: Message, _call: Call) -> Message:
+        count()
+        return message
+
+    return step

@@ -12,15 +12,22 @@ from kronos_db.runtime.interceptors.chain import Begin, End
 from kronos_db.runtime.interceptors.method import Method
 
 _RETRY_AFTER = 0.1
+# Seconds. For a caller that never stops waiting gRPC says some hundred thousand million years.
+_FOREVER = 1e9
 
 
 class Overload:
-    """Bounds the calls of each domain; `minimum` is the seconds that a call must have left to be begun."""
+    """Bounds the calls of each domain; `minimum` is the seconds that a call must have left to be begun.
 
-    def __init__(self, domain_limit: int, minimum: float) -> None:
-        self._limit = domain_limit
+    Calls whose answer is a stream are counted apart, against `stream_limit`: they last, and most of the time they are
+    idle, so a few hundred watchers must not use up the room of all other calls.
+    """
+
+    def __init__(self, domain_limit: int, stream_limit: int, minimum: float) -> None:
+        self._domain_limit = domain_limit
+        self._stream_limit = stream_limit
         self._minimum = minimum
-        self._running: dict[str, _Running] = {}
+        self._running: dict[tuple[str, bool], _Running] = {}
 
     def begin(self, method: Method) -> Begin:
         """Check deadline and limit, and make the deadline known to whatever waits for this call."""
@@ -28,11 +35,10 @@ class Overload:
 
         def begin(call: Call) -> None:
             left = call.context.time_remaining()
-            if left is not None:
-                if left < self._minimum:
-                    raise DeadlineTooShortError(f"{left:.4f} s left")
-                call.deadline = time.monotonic() + left
-            running.enter(self._limit)
+            if left < self._minimum:
+                raise DeadlineTooShortError(f"{left:.4f} s left")
+            call.deadline = time.monotonic() + left if left < _FOREVER else None
+            running.enter()
             deadline.current.set(call.deadline)
 
         return begin
@@ -48,23 +54,29 @@ class Overload:
         return end
 
     def _of(self, method: Method) -> _Running:
-        return self._running.setdefault(method.domain, _Running())
+        streams = method.descriptor.server_streaming
+        limit = self._stream_limit if streams else self._domain_limit
+        return self._running.setdefault((method.domain, streams), _Running(limit))
 
     def running(self) -> dict[str, int]:
-        """Return how many calls of each domain are in the server."""
-        return {domain: running.count for domain, running in self._running.items()}
+        """Return how many calls of each domain are in the server, streams included."""
+        counts: dict[str, int] = {}
+        for (domain, _streams), running in self._running.items():
+            counts[domain] = counts.get(domain, 0) + running.count
+        return counts
 
 
 class _Running:
-    """Counts the calls of one domain."""
+    """Counts calls against a limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         self.count = 0
+        self._limit = limit
         self._lock = threading.Lock()
 
-    def enter(self, limit: int) -> None:
+    def enter(self) -> None:
         with self._lock:
-            if self.count >= limit:
+            if self.count >= self._limit:
                 raise OverloadedError("the domain is at its limit", retry_after=_RETRY_AFTER)
             self.count += 1
 

@@ -10,6 +10,11 @@ from google.protobuf.message import Message
 
 _LENGTH_DELIMITED = 2
 _FIXED_SIZES = {1: 8, 5: 4}
+# Numbers of the fields of a map's entries.
+_KEY, _VALUE = 1, 2
+# protobuf's own limit.
+_MOST_DEPTH = 100
+_MOST_FIELDS = 100_000
 
 
 def find_nul(message: Message) -> str | None:
@@ -46,28 +51,50 @@ def _is_map(field: FieldDescriptor) -> bool:
 def find_invalid_utf8(descriptor: Descriptor, raw: bytes) -> str | None:
     """Return the path of the first `string` field of the encoded message that is not UTF-8; None when none is found.
 
-    For messages that the parser refused: it does not say where. Stops at the first byte that makes no sense.
+    For messages that the parser refused: it does not say where. Stops at the first byte that makes no sense, at the
+    depth at which the parser does, and after so many fields that a hostile message costs little.
     """
     try:
-        return next(_invalid_paths(descriptor, raw, ""), None)
+        return next(_invalid_paths(descriptor, raw, "", _MOST_DEPTH, iter(range(_MOST_FIELDS))), None)
     except IndexError:
         return None
 
 
-def _invalid_paths(descriptor: Descriptor, raw: bytes, prefix: str) -> Iterator[str]:
+def _invalid_paths(descriptor: Descriptor, raw: bytes, prefix: str, depth: int, budget: Iterator[int]) -> Iterator[str]:
     seen: dict[int, int] = {}
     for number, payload in _length_delimited(raw):
+        if next(budget, None) is None:
+            return
         field = descriptor.fields_by_number.get(number)
         if field is None:
             continue
         path = prefix + field.name
-        if field.is_repeated and not _is_map(field):
+        if field.message_type is not None and _is_map(field):
+            yield from _invalid_in_entry(field.message_type, payload, path, depth, budget)
+            continue
+        if field.is_repeated:
             path += f"[{seen.setdefault(number, 0)}]"
             seen[number] += 1
-        if field.type == FieldDescriptor.TYPE_STRING and not _is_utf8(payload):
-            yield path
-        elif field.message_type is not None:
-            yield from _invalid_paths(field.message_type, payload, path + ".")
+        yield from _invalid_in(field, payload, path, depth, budget)
+
+
+def _invalid_in(field: FieldDescriptor, payload: bytes, path: str, depth: int, budget: Iterator[int]) -> Iterator[str]:
+    if field.type == FieldDescriptor.TYPE_STRING and not _is_utf8(payload):
+        yield path
+    elif field.message_type is not None and depth:
+        yield from _invalid_paths(field.message_type, payload, path + ".", depth - 1, budget)
+
+
+def _invalid_in_entry(entry: Descriptor, payload: bytes, path: str, depth: int, budget: Iterator[int]) -> Iterator[str]:
+    """Look at one entry of a map; a key at fault has the path of the map, as in `find_nul`."""
+    parts = dict(_length_delimited(payload))
+    key = parts.get(_KEY, b"")
+    if not _is_utf8(key):
+        yield path
+    elif _VALUE in parts:
+        yield from _invalid_in(
+            entry.fields_by_number[_VALUE], parts[_VALUE], f'{path}["{key.decode()}"]', depth, budget
+        )
 
 
 def _length_delimited(raw: bytes) -> Iterator[tuple[int, bytes]]:

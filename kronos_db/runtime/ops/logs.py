@@ -10,14 +10,21 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from contextlib import suppress
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor
 
+from kronos_db.runtime.ops.output import Output
+
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["json", "console"]
+
+_output = Output()
+_as_json = False
 
 
 def configure_logs(level: Level, format: Format) -> None:  # noqa: A002 - the setting's own word
@@ -34,9 +41,11 @@ def configure_logs(level: Level, format: Format) -> None:  # noqa: A002 - the se
             *(_json_lines() if format == "json" else _console_lines()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(severity),
-        logger_factory=lambda *_: _Lines(),
+        logger_factory=lambda *_: _Lines(_output),
         cache_logger_on_first_use=True,
     )
+    global _as_json  # noqa: PLW0603  # set once, before the first line
+    _as_json = format == "json" and severity <= logging.INFO
     root = logging.getLogger()
     root.handlers[:] = [_ToStructlog()]
     root.setLevel(severity)
@@ -77,14 +86,36 @@ def _shown(value: object) -> str:
 _encode = json.JSONEncoder(default=_shown, separators=(",", ":"), skipkeys=True).encode
 
 
-class _Lines(structlog.BytesLogger):
-    """Writes lines; when nobody reads them any more, the work goes on without."""
+class _Lines:
+    """The logger at the end of structlog's chain: hands the finished line on."""
 
-    def msg(self, message: bytes) -> None:
-        with suppress(OSError, ValueError):
-            super().msg(message)
+    def __init__(self, output: Output) -> None:
+        self._add = output.add
 
-    log = debug = info = warn = warning = fatal = failure = err = error = critical = exception = msg
+    def msg(self, line: bytes) -> None:
+        self._add(line)
+
+    def error(self, line: bytes) -> None:
+        self._add(line, urgent=True)
+
+    log = debug = info = msg
+    warn = warning = fatal = failure = err = critical = exception = error
+
+
+def info_line(message: str, **fixed: str) -> Callable[..., None]:
+    """Return a function that logs `message` at level info with the fixed fields and those that it is called with.
+
+    The same line as structlog makes, in a third of the time: for what is logged with every call.
+    """
+    if not _as_json:
+        return partial(structlog.get_logger().bind(**fixed).info, message)
+    head = _encode({"level": "info", "msg": message, **fixed})[1:-1]
+
+    def log(**fields: object) -> None:
+        time = datetime.now(UTC).isoformat(timespec="microseconds")[:-6]
+        _output.add(f'{{"time":"{time}Z",{head},{_encode(fields)[1:]}'.encode())
+
+    return log
 
 
 class _ToStructlog(logging.Handler):

@@ -1,0 +1,89 @@
+"""Keeps the threads of a serving process on one core, and moves them when that core is taken by somebody else.
+
+Threads that share an interpreter lock run one at a time anyway. On one core the lock passes from thread to thread by
+a plain switch of context; across cores each pass wakes another processor, which costs more than most of what the
+threads do with the lock. A bare grpcio server answers twice as many calls this way. docs/decisions/0003-workers.md
+has the measurements.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+_TASKS = Path("/proc/self/task")
+# Seconds between two looks, and what they look for: threads that could have run on this core for more than so much of
+# the time, while the process had less than so much of it.
+_INTERVAL = 2.0
+_WAITED = 0.3
+_RAN = 0.7
+
+_log = structlog.get_logger(__name__)
+
+
+class OneCore:
+    """The core of this process. Threads that need no interpreter lock for most of their work are freed by `release`."""
+
+    def __init__(self) -> None:
+        self._all = os.sched_getaffinity(0)
+        self._released: set[int] = set()
+        self._stopped = threading.Event()
+        self._core = random.choice(sorted(self._all))
+        self._thread = threading.Thread(target=self._follow, name="affinity", daemon=True)
+
+    def start(self) -> None:
+        """Gather the threads on one core; those that they start will be there too."""
+        self._pin()
+        if len(self._all) > 1:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop looking."""
+        self._stopped.set()
+
+    def release(self) -> None:
+        """Let the calling thread run on every core."""
+        self._released.add(threading.get_native_id())
+        os.sched_setaffinity(0, self._all)
+
+    def _follow(self) -> None:
+        ran, waited = self._times()
+        while not self._stopped.wait(_INTERVAL):
+            ran_before, waited_before = ran, waited
+            ran, waited = self._times()
+            if is_crowded((ran - ran_before) / _INTERVAL, (waited - waited_before) / _INTERVAL):
+                others = sorted(self._all - {self._core})
+                self._core = random.choice(others)
+                self._pin()
+                _log.info("moved to another core", core=self._core)
+
+    def _pin(self) -> None:
+        for task in self._tasks():
+            # Threads end while we look.
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(task, {self._core})
+
+    def _times(self) -> tuple[float, float]:
+        """Return the seconds for which our threads ran, and for which they could have run but had no core."""
+        ran = waited = 0
+        for task in self._tasks():
+            with suppress(OSError):
+                on_core, in_queue, _ = (_TASKS / str(task) / "schedstat").read_text().split()
+                ran, waited = ran + int(on_core), waited + int(in_queue)
+        return ran / 1e9, waited / 1e9
+
+    def _tasks(self) -> list[int]:
+        return [task for task in (int(entry.name) for entry in _TASKS.iterdir()) if task not in self._released]
+
+
+def is_crowded(ran: float, waited: float) -> bool:
+    """Tell whether somebody else takes the core: our threads wait for it, and not for each other.
+
+    Both are shares of the time that passed.
+    """
+    return waited > _WAITED and ran < _RAN
