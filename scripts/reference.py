@@ -345,9 +345,9 @@ def decisions_page() -> str:
     links = "".join(f"- [{title}]({record.name})\n" for record, title in zip(records, titles, strict=True))
     return f"""# Decisions
 
-Why things are as they are, where building showed a choice. A record has a number and a title, then three parts:
-*Context* (what forces a choice, with measurements), *Choice*, and *Cost* (what it makes worse, and what would reopen
-it). A record is not rewritten when the choice changes: a new one says which it replaces.
+Why things are as they are, where building showed a choice. A record has a number, a title and three parts: *Context*
+(what forces a choice, with measurements), *Choice*, and *Cost* (what it makes worse). A record is not rewritten when
+the choice changes: a new one says which it replaces.
 
 {links}"""
 
