@@ -25,7 +25,6 @@ from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
 from kronos_db.runtime.database.data_keys import DataKeys
-from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
@@ -36,10 +35,11 @@ from kronos_db.runtime.interceptors.metrics import Metrics
 from kronos_db.runtime.interceptors.overload import Overload
 from kronos_db.runtime.interceptors.policy import load_policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
+from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.health import Health
-from kronos_db.runtime.ops.http import OpsServer, standard_routes
+from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.logs import configure_logs
-from kronos_db.runtime.ops.metrics import RpcMetrics, counters, gauges, new_registry
+from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.workers import Workers
@@ -87,7 +87,10 @@ class Server:
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
-        watch_pools(self.registry, self._databases)
+        self._workers = Workers(settings.worker_threads)
+        saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
+        saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
+        saturation.watch_parts(self.registry, self.readiness.report)
         self._core = OneCore()
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -109,7 +112,10 @@ class Server:
 
         Raises StartError, SettingsError, PolicyError or KronosError for what waiting does not mend.
         """
-        self._ops.start()
+        try:
+            self._ops.start()
+        except OpsAddressError as error:
+            raise StartError(f"KRONOS_DB_OPS_LISTEN: {error}") from error
         if not self._schemas_are_ready(stopped):
             return False
         self._grpc = self._build()
@@ -182,7 +188,7 @@ class Server:
             *self._pools,
         )
         server = grpc.server(
-            Workers(settings.worker_threads).as_executor(),
+            self._workers.as_executor(),
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_bytes * _TRANSPORT_MARGIN),
@@ -217,27 +223,29 @@ class Server:
         self.grpc_address = f"{settings.grpc_listen.rpartition(':')[0]}:{port}"
 
 
-def run(settings: Settings, serving: Callable[[Settings], None] = lambda _settings: None) -> int:
+def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the access file again. Returns the exit code.
-
-    Calls `serving` with the addresses as they are, once calls are answered.
 
     Raises StartError, SettingsError, PolicyError or KronosError when the server cannot start.
     """
-    configure_logs(settings.log_level, settings.log_format)
-    server = Server(settings)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    configure_logs(settings.log_level, settings.log_format)
+    server = Server(settings)
     signal.signal(signal.SIGHUP, lambda *_: _reload(server))
+    serve(server, stopped)
+    return 0
+
+
+def serve(server: Server, stopped: threading.Event, serving: Callable[[], None] = lambda: None) -> None:
+    """Serve until `stopped` is set; call `serving` once calls are answered. Raises as `run`."""
     try:
         if server.start(stopped):
-            addresses = {"grpc_listen": server.grpc_address, "ops_listen": server.ops_address}
-            serving(settings.model_copy(update=addresses))
+            serving()
             stopped.wait()
     finally:
         server.stop()
-    return 0
 
 
 def _reload(server: Server) -> None:
@@ -279,23 +287,3 @@ def _server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     except OSError as error:
         raise SettingsError(f"KRONOS_DB_TLS_…_FILE: {error}.") from None
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
-
-
-def watch_pools(registry: CollectorRegistry, databases: Mapping[str, Database]) -> None:
-    """Register the gauges and counters of every domain's pool."""
-
-    def read(key: str) -> Callable[[], list[tuple[tuple[str], float]]]:
-        return lambda: [((domain,), database.pool.stats().get(key, 0)) for domain, database in databases.items()]
-
-    for key, meaning in (
-        ("pool_size", "Connections of the pool."),
-        ("pool_available", "Idle connections of the pool."),
-        ("requests_waiting", "Calls that wait for a connection."),
-    ):
-        gauges(registry, f"kronos_db_{'pool_' + key.removeprefix('pool_')}", meaning, ["domain"], read(key))
-    for key, meaning in (
-        ("requests_num", "Connections asked for."),
-        ("requests_errors", "Connections asked for and not had in time."),
-        ("connections_lost", "Connections found broken."),
-    ):
-        counters(registry, f"kronos_db_pool_{key.removesuffix('_num')}_total", meaning, ["domain"], read(key))
