@@ -33,7 +33,7 @@ from kronos_db.runtime.interceptors.encryption import Encryption
 from kronos_db.runtime.interceptors.errors import Errors
 from kronos_db.runtime.interceptors.metrics import Metrics
 from kronos_db.runtime.interceptors.overload import Overload
-from kronos_db.runtime.interceptors.policy import load_policy
+from kronos_db.runtime.interceptors.policy import Policy, load_policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.health import Health
@@ -80,7 +80,8 @@ class Server:
         self._settings = settings
         self._masters = _masters(settings)
         self.registry: CollectorRegistry = new_registry()
-        self.readiness = Readiness()
+        # A check may wait for a connection, and is to say so itself.
+        self.readiness = Readiness(timeout=settings.pool_timeout + 1.0)
         self._databases = {domain: open_database(settings, domain) for domain in SERVED}
         self._overload = Overload(settings.domain_concurrent_calls, _MOST_STREAMS, settings.minimum_deadline)
         for domain, database in self._databases.items():
@@ -133,7 +134,7 @@ class Server:
     def reload_policy(self) -> None:
         """Read the access file again; a file that is not valid is refused and the old policy stays."""
         if self._authentication is not None:
-            self._authentication.use(load_policy(_access_file(self._settings), self._paths))
+            self._authentication.use(self._policy())
 
     def stop(self) -> None:
         """Drain: say so first, let running calls end within the time set for that, then let go of everything."""
@@ -173,8 +174,7 @@ class Server:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
         self._paths = frozenset(method.path for method in registrar.handlers)
-        policy = load_policy(_access_file(settings), self._paths)
-        self._authentication = Authentication(policy, self._masters, _public(settings, self._paths))
+        self._authentication = Authentication(self._policy(), self._masters, _public(settings, self._paths))
         chain = Chain(
             {
                 "access_log": AccessLog(),
@@ -198,6 +198,9 @@ class Server:
         register(server, {method: chain.compose(method, handler) for method, handler in registrar.handlers.items()})
         self._listen(server)
         return server
+
+    def _policy(self) -> Policy:
+        return load_policy(_access_file(self._settings), self._paths, _public(self._settings, self._paths))
 
     def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
         settings = self._settings
