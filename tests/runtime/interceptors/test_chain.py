@@ -325,7 +325,7 @@ def test_a_foreign_handler_gets_the_context_of_grpc_and_its_code_is_counted(prob
         given.set_code(grpc.StatusCode.NOT_FOUND)
         return method.request_class()
 
-    handler = probe.compose(chain, method, grpc.unary_unary_rpc_method_handler(check))
+    handler = chain.compose(method, grpc.unary_unary_rpc_method_handler(check))
     assert handler.unary_unary is not None
     handler.unary_unary(b"", context)
 
