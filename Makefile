@@ -30,7 +30,8 @@ install: $(STAMP) ## Install into .venv what the lock file names
 $(STAMP): locks/requirements.txt pyproject.toml scripts/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kronos-db needs Python 3.11 or later; name one with PYTHON=…" >&2; exit 1; }
 	@echo "Installing into $(VENV), which takes a minute …"
-	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv does not work here; on Debian install python3-venv" >&2; exit 1; }
+	@# Anew: an environment that another Python made would be a mix of both.
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "python3 -m venv does not work here; on Debian install python3-venv" >&2; exit 1; }
 	@$(BIN)/python scripts/install.py
 	@touch $@
 
