@@ -1,18 +1,21 @@
-"""The stand on which everything is measured: a server with its own PostgreSQL, a floor beside it, a load from outside."""
+"""The stand on which all is measured: a server with its own PostgreSQL, a floor beside it, a load from outside."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import grpc
 from kronos.users.v1 import users_pb2_grpc
@@ -21,13 +24,15 @@ from benchmarks.load import Outcome
 from kronos_db import dev
 from kronos_db.config import Settings, environment_name, load
 
+Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
 IN_FLIGHT = 64
 _START_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `floor` and `ratio` are None where there is nothing to compare with; `bar` bounds what `met` tells."""
+    """One figure. `floor` and `ratio` are None where there is nothing to compare with; `met` tells of `bar`."""
 
     name: str
     value: float
@@ -55,7 +60,7 @@ class Stand:
 
     def __init__(self, settings: Settings, token: str) -> None:
         self.settings = settings
-        self.metadata = [("authorization", f"Bearer {token}")]
+        self.metadata: Metadata = (("authorization", f"Bearer {token}"),)
         self._process = _serve(settings)
         self.pid = self._process.pid
         self.channel = grpc.insecure_channel(settings.grpc_listen)
@@ -92,7 +97,7 @@ def stand() -> Iterator[Stand]:
     """Start a stand in a fresh data directory."""
     with tempfile.TemporaryDirectory(prefix="kronos-bench-") as folder:
         settings = load(data_dir=Path(folder), grpc_listen=free_address(), ops_listen=free_address())
-        with dev.environment(settings) as (complete, token):
+        with dev.environment(settings, lambda _said: None, threading.Event()) as (complete, token):
             running = Stand(complete, token)
             try:
                 yield running
@@ -113,13 +118,13 @@ def echo(threads: int, reply_bytes: int) -> Iterator[str]:
             process.stdin.close()
 
 
-def run_load(
+def run_load(  # noqa: PLR0917  # a job, spelled out
     target: str,
     method: str,
     requests: Sequence[bytes],
     seconds: float,
     in_flight: int,
-    metadata: Sequence[tuple[str, str]] = (),
+    metadata: Metadata = (),
 ) -> Outcome:
     """Run a load in a process of its own."""
     job = {
@@ -137,8 +142,6 @@ def run_load(
 
 def free_address() -> str:
     """Return an address that is free now."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"

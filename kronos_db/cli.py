@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import kronos_db
-from kronos_db.config import CONFIG_FILE, Settings, SettingsError, explain, load, require_for_serving
+from kronos_db.config import CONFIG_FILE, Settings, SettingsError, explain, load, require_for_serving, shown
 from kronos_db.runtime.errors import KronosError
 
 app = typer.Typer(
@@ -73,7 +73,7 @@ def dev() -> None:
     settings = load()
     from kronos_db.dev import run  # noqa: PLC0415 - only here
 
-    raise typer.Exit(run(settings, _announce))
+    raise typer.Exit(run(settings, lambda sentence: print(sentence, flush=True), _announce))
 
 
 def _announce(settings: Settings, token: str) -> None:
@@ -87,9 +87,11 @@ def _announce(settings: Settings, token: str) -> None:
     user = json.dumps({"user": {"username": name, "email": f"{name}@example.org"}})
     print(
         f"kronos-db {kronos_db.__version__} is serving; Ctrl-C stops it.\n\n"
-        f"  gRPC  {settings.grpc_listen}\n"
-        f"  ops   http://{settings.ops_listen} (/metrics /livez /readyz)\n"
-        f"  data  {settings.data_dir}\n\n"
+        f"  gRPC        {settings.grpc_listen}\n"
+        f"  ops         http://{settings.ops_listen} (/metrics /livez /readyz)\n"
+        f"  PostgreSQL  {shown(settings.postgres_dsn)}\n"
+        f"  Redis       {shown(settings.redis_url) or 'none: slower, never wrong'}\n"
+        f"  data        {settings.data_dir}\n\n"
         "Calls to paste into another terminal:\n\n"
         f"  {start} UsersService/CreateUser '{user}'\n"
         f"  {start} UsersService/GetUser '{json.dumps({'username': name})}'\n"

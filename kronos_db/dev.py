@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,45 +14,82 @@ from pathlib import Path
 from kronos_db import schemas, server
 from kronos_db.config import Settings
 from kronos_db.embedded.directory import DataDirectory
+from kronos_db.embedded.errors import StartCancelledError
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, create_master_key_file
 from kronos_db.runtime.interceptors.authentication import hash_token, new_token
+from kronos_db.runtime.ops.logs import configure_logs
 
 CALLER = "developer"
+Say = Callable[[str], None]
 Announce = Callable[[Settings, str], None]
 
 
-def run(settings: Settings, announce: Announce) -> int:
-    """Start all parts, migrate, serve until SIGINT or SIGTERM, and stop all parts. Returns the exit code.
+def run(settings: Settings, say: Say, announce: Announce) -> int:
+    """Start all parts, migrate, serve until SIGINT, SIGTERM or SIGHUP, and stop all parts. Returns the exit code.
 
-    Calls `announce(settings, token)` once calls are answered: `settings` say where everything is, `token` is a bearer
-    token that may call everything. Raises DataDirectoryInUseError when another process holds the directory.
+    Calls `say(sentence)` before what takes a while, and `announce(settings, token)` once calls are answered: `settings`
+    say where everything is, `token` is a bearer token that may call everything. Raises DataDirectoryInUseError when
+    another process holds the directory, and what `server.run` raises.
     """
-    with environment(settings) as (complete, token):
-        return server.run(complete, lambda addressed: announce(addressed, token))
+    stopped = threading.Event()
+    _stop_on_signals(stopped)
+    try:
+        with environment(settings, say, stopped) as (complete, token):
+            configure_logs(complete.log_level, complete.log_format)
+            running = server.Server(complete)
+            server.serve(running, stopped, lambda: announce(_addressed(complete, running), token))
+    except StartCancelledError:
+        say("Stopped before it had started.")
+    return 0
 
 
 @contextmanager
-def environment(settings: Settings) -> Iterator[tuple[Settings, str]]:
-    """Start PostgreSQL and Redis in the data directory and migrate; yield complete settings and a bearer token."""
+def environment(settings: Settings, say: Say, stopped: threading.Event) -> Iterator[tuple[Settings, str]]:
+    """Start PostgreSQL and Redis in the data directory and migrate; yield complete settings and a bearer token.
+
+    Raises StartCancelledError when `stopped` is set meanwhile.
+    """
     with ExitStack() as stack:
         directory = DataDirectory(settings.data_dir)
         stack.callback(directory.close)
-        postgres = EmbeddedPostgres(directory.postgres)
-        stack.callback(postgres.stop)
-        postgres.start()
-        found = {"postgres_dsn": postgres.dsn, "postgres_direct_dsn": postgres.dsn, **_make_secrets(directory.keys)}
-        if EmbeddedRedis.available():
+        found = _make_secrets(directory.keys)
+        # What was set explicitly wins, so that one part can be replaced by a real one.
+        if settings.postgres_dsn is None:
+            say(f"Starting PostgreSQL in {settings.data_dir}/{directory.postgres.name} …")
+            postgres = EmbeddedPostgres(directory.postgres)
+            stack.callback(postgres.stop)
+            postgres.start(cancelled=stopped.is_set)
+            found["postgres_dsn"] = postgres.dsn
+        _go_on_unless(stopped)
+        if settings.redis_url is None and EmbeddedRedis.available():
             redis = EmbeddedRedis(directory.redis)
             stack.callback(redis.stop)
             redis.start()
             found["redis_url"] = redis.url
-        # What was set explicitly wins, so that one part can be replaced by a real one.
-        chosen = settings.model_dump(exclude_unset=True)
-        complete = Settings.model_validate({**found, **chosen})
-        schemas.migrate(complete, lambda _domain, _name: None)
+        _go_on_unless(stopped)
+        complete = Settings.model_validate({**found, **settings.model_dump(exclude_unset=True)})
+        schemas.migrate(complete, lambda domain, name: say(f"Migrated {domain}: {name}"))
         yield complete, (directory.keys / "token").read_text(encoding="ascii")
+
+
+def _stop_on_signals(stopped: threading.Event) -> None:
+    """Let signals set `stopped` from the first moment on: what was started by then must not be left behind."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # SIGHUP comes when the terminal is closed, and is ignored below nohup.
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: stopped.set())
+
+
+def _go_on_unless(stopped: threading.Event) -> None:
+    if stopped.is_set():
+        raise StartCancelledError("The server was told to stop before it had started.")
+
+
+def _addressed(settings: Settings, running: server.Server) -> Settings:
+    """Return settings with the addresses as they are: port 0 has become a real one."""
+    return settings.model_copy(update={"grpc_listen": running.grpc_address, "ops_listen": running.ops_address})
 
 
 def _make_secrets(folder: Path) -> dict[str, str]:

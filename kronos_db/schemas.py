@@ -27,6 +27,8 @@ from kronos_db.runtime.errors import OverloadedError, UnavailableError
 # The domains that have code: their migrations stand in the folder of the same name.
 SERVED: Sequence[str] = ("users",)
 _MINIMUM_SECRET = 32
+# Seconds that the server may be silent beyond the time that a statement may take.
+_SILENCE_MARGIN = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,11 @@ def open_database(settings: Settings, domain: str) -> Database:
     """Return the database of `domain` through the pool of its role. Raises SettingsError."""
     dsn, _role = _access(settings, domain)
     limits = PoolLimits(
-        settings.pool_max_size, settings.pool_max_waiting, settings.pool_timeout, settings.prepared_statements
+        settings.pool_max_size,
+        settings.pool_max_waiting,
+        settings.pool_timeout,
+        settings.prepared_statements,
+        settings.statement_timeout + _SILENCE_MARGIN,
     )
     return Database(domain, Pool(domain, dsn, limits))
 
@@ -73,7 +79,9 @@ def migration_plan(settings: Settings) -> list[MigrationState]:
     states = []
     for domain in SERVED:
         migrator = _migrator(settings, domain)
-        applied = {row.name: row.applied_at for row in migrator.applied()}
+        rows = migrator.applied()
+        pending(migrator.known, rows)
+        applied = {row.name: row.applied_at for row in rows}
         for migration in migrator.known:
             at = applied.get(migration.name)
             states.append(MigrationState(domain, migration.name, "applied" if at else "pending", at, migration.path))

@@ -25,7 +25,6 @@ from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
 from kronos_db.runtime.database.data_keys import DataKeys
-from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
@@ -34,12 +33,13 @@ from kronos_db.runtime.interceptors.encryption import Encryption
 from kronos_db.runtime.interceptors.errors import Errors
 from kronos_db.runtime.interceptors.metrics import Metrics
 from kronos_db.runtime.interceptors.overload import Overload
-from kronos_db.runtime.interceptors.policy import load_policy
+from kronos_db.runtime.interceptors.policy import Policy, load_policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
+from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.health import Health
-from kronos_db.runtime.ops.http import OpsServer, standard_routes
+from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.logs import configure_logs
-from kronos_db.runtime.ops.metrics import RpcMetrics, counters, gauges, new_registry
+from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.workers import Workers
@@ -80,14 +80,18 @@ class Server:
         self._settings = settings
         self._masters = _masters(settings)
         self.registry: CollectorRegistry = new_registry()
-        self.readiness = Readiness()
+        # A check may wait for a connection, and is to say so itself.
+        self.readiness = Readiness(timeout=settings.pool_timeout + 1.0)
         self._databases = {domain: open_database(settings, domain) for domain in SERVED}
         self._overload = Overload(settings.domain_concurrent_calls, _MOST_STREAMS, settings.minimum_deadline)
         for domain, database in self._databases.items():
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
-        _watch_pools(self.registry, self._databases)
+        self._workers = Workers(settings.worker_threads)
+        saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
+        saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
+        saturation.watch_parts(self.registry, self.readiness.report)
         self._core = OneCore()
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -109,7 +113,10 @@ class Server:
 
         Raises StartError, SettingsError, PolicyError or KronosError for what waiting does not mend.
         """
-        self._ops.start()
+        try:
+            self._ops.start()
+        except OpsAddressError as error:
+            raise StartError(f"KRONOS_DB_OPS_LISTEN: {error}") from error
         if not self._schemas_are_ready(stopped):
             return False
         self._grpc = self._build()
@@ -127,7 +134,7 @@ class Server:
     def reload_policy(self) -> None:
         """Read the access file again; a file that is not valid is refused and the old policy stays."""
         if self._authentication is not None:
-            self._authentication.use(load_policy(_access_file(self._settings), self._paths))
+            self._authentication.use(self._policy())
 
     def stop(self) -> None:
         """Drain: say so first, let running calls end within the time set for that, then let go of everything."""
@@ -136,10 +143,10 @@ class Server:
             self._grpc.stop(self._settings.drain_timeout).wait()
             self._workers.shutdown(wait=False)
         self._health.stop()
+        self._core.stop()
         for pool in self._pools:
             # Without waiting: a handler that outlasted the drain must not hold up the rest.
             pool.shutdown(wait=False, cancel_futures=True)
-        self._core.stop()
         for database in self._databases.values():
             database.pool.close()
         self._ops.stop()
@@ -168,8 +175,7 @@ class Server:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
         self._paths = frozenset(method.path for method in registrar.handlers)
-        policy = load_policy(_access_file(settings), self._paths)
-        self._authentication = Authentication(policy, self._masters, _public(settings, self._paths))
+        self._authentication = Authentication(self._policy(), self._masters, _public(settings, self._paths))
         chain = Chain(
             {
                 "access_log": AccessLog(),
@@ -195,6 +201,9 @@ class Server:
         self._listen(server)
         return server
 
+    def _policy(self) -> Policy:
+        return load_policy(_access_file(self._settings), self._paths, _public(self._settings, self._paths))
+
     def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
         settings = self._settings
         users_service = UsersService(
@@ -219,27 +228,29 @@ class Server:
         self.grpc_address = f"{settings.grpc_listen.rpartition(':')[0]}:{port}"
 
 
-def run(settings: Settings, serving: Callable[[Settings], None] = lambda _settings: None) -> int:
+def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the access file again. Returns the exit code.
-
-    Calls `serving` with the addresses as they are, once calls are answered.
 
     Raises StartError, SettingsError, PolicyError or KronosError when the server cannot start.
     """
-    configure_logs(settings.log_level, settings.log_format)
-    server = Server(settings)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    configure_logs(settings.log_level, settings.log_format)
+    server = Server(settings)
     signal.signal(signal.SIGHUP, lambda *_: _reload(server))
+    serve(server, stopped)
+    return 0
+
+
+def serve(server: Server, stopped: threading.Event, serving: Callable[[], None] = lambda: None) -> None:
+    """Serve until `stopped` is set; call `serving` once calls are answered. Raises as `run`."""
     try:
         if server.start(stopped):
-            addresses = {"grpc_listen": server.grpc_address, "ops_listen": server.ops_address}
-            serving(settings.model_copy(update=addresses))
+            serving()
             stopped.wait()
     finally:
         server.stop()
-    return 0
 
 
 def _reload(server: Server) -> None:
@@ -281,21 +292,3 @@ def _server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     except OSError as error:
         raise SettingsError(f"KRONOS_DB_TLS_…_FILE: {error}.") from None
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
-
-
-def _watch_pools(registry: CollectorRegistry, databases: Mapping[str, Database]) -> None:
-    def read(key: str) -> Callable[[], list[tuple[tuple[str], float]]]:
-        return lambda: [((domain,), database.pool.stats().get(key, 0)) for domain, database in databases.items()]
-
-    for key, meaning in (
-        ("pool_size", "Connections of the pool."),
-        ("pool_available", "Idle connections of the pool."),
-        ("requests_waiting", "Calls that wait for a connection."),
-    ):
-        gauges(registry, f"kronos_db_{'pool_' + key.removeprefix('pool_')}", meaning, ["domain"], read(key))
-    for key, meaning in (
-        ("requests_num", "Connections asked for."),
-        ("requests_errors", "Connections asked for and not had in time."),
-        ("connections_lost", "Connections found broken."),
-    ):
-        counters(registry, f"kronos_db_pool_{key.removesuffix('_num')}_total", meaning, ["domain"], read(key))

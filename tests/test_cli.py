@@ -153,15 +153,18 @@ def fake(monkeypatch: pytest.MonkeyPatch, name: str, **parts: Any) -> None:
 
 
 def test_dev_prints_calls_to_paste(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dev(settings: Settings, announce: Callable[[Settings, str], None]) -> int:
+    def dev(settings: Settings, say: Callable[[str], None], announce: Callable[[Settings, str], None]) -> int:
+        say("Starting …")
         announce(settings.model_copy(update={"grpc_listen": "127.0.0.1:40404"}), TOKEN)
         return 3
 
     fake(monkeypatch, "kronos_db.dev", run=dev)
     result = run("dev")
     assert result.code == 3
-    assert "gRPC  127.0.0.1:40404\n" in result.out
+    assert result.out.startswith("Starting …\n")
+    assert re.search(r"gRPC +127\.0\.0\.1:40404\n", result.out)
     assert "http://127.0.0.1:9464 " in result.out
+    assert "Redis       none: " in result.out
     calls = [line for line in result.out.splitlines() if " call " in line]
     assert len(calls) == 3
     for line in calls:
@@ -170,7 +173,7 @@ def test_dev_prints_calls_to_paste(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_stops_the_server_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dev(_settings: Settings, _announce: Any) -> int:
+    def dev(_settings: Settings, _say: Any, _announce: Any) -> int:
         raise KronosError(".kronos is in use by another kronos-db (pid 7).")
 
     fake(monkeypatch, "kronos_db.dev", run=dev)

@@ -7,3 +7,7 @@ from kronos_db.runtime.errors import KronosError
 
 class EmbeddedError(KronosError):
     """An embedded part cannot be started or stopped; the text is one sentence for the operator."""
+
+
+class StartCancelledError(EmbeddedError):
+    """Whoever started the part wants it no longer."""

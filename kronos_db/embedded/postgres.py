@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -20,7 +20,7 @@ import psycopg
 
 from kronos_db.embedded import processes
 from kronos_db.embedded.account import Account, account_for
-from kronos_db.embedded.errors import EmbeddedError
+from kronos_db.embedded.errors import EmbeddedError, StartCancelledError
 from kronos_db.embedded.sockets import SocketDirectory
 
 SUPERUSER = "kronos"
@@ -107,11 +107,12 @@ class EmbeddedPostgres:
         password, name, host = (quote(text, safe="") for text in (self._password(), database, str(folder)))
         return f"postgresql://{SUPERUSER}:{password}@/{name}?host={host}&port={self._settings['port']}"
 
-    def start(self) -> None:
+    def start(self, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Start the server and return when it takes connections; does nothing when this object's server runs.
 
         Makes the cluster and the database on first use, finishes what a killed start began, and stops a server that
-        a killed process left running here. Raises EmbeddedError.
+        a killed process left running here. Raises EmbeddedError, and StartCancelledError when `cancelled` tells so
+        while the server recovers, which may take minutes.
         """
         if self.running:
             return
@@ -124,7 +125,7 @@ class EmbeddedPostgres:
         self._claim(account)
         self._write_settings(self._sockets.open(account), account)
         dsn = self.dsn_for("postgres")
-        self._launch(account)
+        self._launch(account, cancelled)
         try:
             _make_database(dsn)
         except psycopg.Error as error:
@@ -247,7 +248,7 @@ class EmbeddedPostgres:
         if include not in text.splitlines():
             _write(main, f"{text}\n{include}\n", account)
 
-    def _launch(self, account: Account | None) -> None:
+    def _launch(self, account: Account | None, cancelled: Callable[[], bool]) -> None:
         binary = self.bin_dir / "postgres"
         # As an argument, the name shows in the command line of the postmaster too.
         command = [str(binary), "-D", str(self.data), "-c", f"cluster_name={self._name}"]
@@ -255,11 +256,12 @@ class EmbeddedPostgres:
             command = account.command(command, [binary, self.data])
         process = processes.spawn(command, self.log_file)
         self._process = process
-        processes.wait_until(
-            lambda: process.poll() is not None or self._status() == (process.pid, "ready"), _START_LIMIT
-        )
-        if self._status() != (process.pid, "ready"):
+        ready = (process.pid, "ready")
+        processes.wait_until(lambda: process.poll() is not None or cancelled() or self._status() == ready, _START_LIMIT)
+        if self._status() != ready:
             self.stop("immediate")
+            if cancelled():
+                raise StartCancelledError("PostgreSQL was told to stop before it had started.")
             last = processes.last_line(self.log_file)
             raise EmbeddedError(f"PostgreSQL did not start: {last} (log: {self.log_file})")
 

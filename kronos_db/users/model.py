@@ -6,8 +6,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-from uuid import UUID
+from typing import Any, NamedTuple
 
 from kronos_db.runtime.errors import Answer, Code, FieldViolation, KronosError
 
@@ -19,11 +18,13 @@ class State(enum.IntEnum):
     SUSPENDED = 2
 
 
-@dataclass(frozen=True, slots=True)
-class User:
-    """A user as stored; `email` and `phone` are sealed. `delete_time` set means soft-deleted."""
+class User(NamedTuple):
+    """A user as stored; `email` and `phone` are sealed. `delete_time` set means soft-deleted.
 
-    id: UUID
+    A tuple: rows are made by the thousand, and a frozen dataclass takes five times as long.
+    """
+
+    id: str
     username: str
     username_key: str
     email: str | None
@@ -42,7 +43,7 @@ class NewUser:
     """A user to be created. `path` is where it stands in the request, for errors."""
 
     path: str
-    id: UUID
+    id: str
     username: str
     username_key: str
     email: str | None
@@ -55,7 +56,7 @@ class NewUser:
 class Change:
     """New values for the `fields` of one user; `version` is the one that must be current, None for any."""
 
-    id: UUID
+    id: str
     version: int | None
     fields: Sequence[str]
     values: NewUser
@@ -92,7 +93,7 @@ class Order(enum.Enum):
 
     def key_of(self, user: User) -> list[str]:
         """Return the sort key of `user`: what the next page begins after."""
-        return [user.username_key] if self.by_username else [user.create_time.isoformat(), str(user.id)]
+        return [user.username_key] if self.by_username else [user.create_time.isoformat(), user.id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Listing:
 class Credential:
     """What a check of a password needs to know. `password_hash` is an Argon2id PHC string."""
 
-    user_id: UUID
+    user_id: str
     state: int
     deleted: bool
     password_hash: str | None

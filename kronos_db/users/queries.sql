@@ -1,20 +1,20 @@
 -- The SQL of the users domain.
 
 -- fragment: columns
--- What makes a User, in the order of its fields.
-id, username, username_key, email, phone, display_name, attributes, state, version, create_time, update_time, delete_time
+-- What makes a User, in the order of its fields. The id as text: a UUID would be made text again.
+id::text, username, username_key, email, phone, display_name, attributes, state, version, create_time, update_time, delete_time
 
 -- name: get_by_ids
 -- Users by id; unknown ids are passed over.
 SELECT {columns}
 FROM users.users
-WHERE id = ANY(%(ids)s);
+WHERE id = ANY(%(ids)s::uuid[]);
 
 -- name: get_by_id
 -- One user by id.
 SELECT {columns}
 FROM users.users
-WHERE id = %(key)s;
+WHERE id = %(key)s::uuid;
 
 -- name: get_by_username
 -- One user by normalised username.
@@ -42,8 +42,8 @@ ON CONFLICT DO NOTHING
 RETURNING {columns};
 
 -- name: find_conflict
--- The first of the new users that conflicts with a stored one, and the constraint that says so. New ones that were
--- inserted just now are told from those they conflict with by their id.
+-- The first of the new users that conflicts with a stored one or repeats the id of a new one, and the constraint that
+-- says so. New ones that were inserted just now are told from those they conflict with by their id.
 WITH new AS (
     SELECT *
     FROM unnest(
@@ -53,6 +53,9 @@ WITH new AS (
 SELECT new.position, 'users_pkey' AS refused
 FROM new JOIN users.users AS old ON old.id = new.id
 WHERE new.id <> ALL(%(created)s::uuid[])
+UNION ALL
+SELECT new.position, 'users_pkey'
+FROM new JOIN new AS earlier ON earlier.id = new.id AND earlier.position < new.position
 UNION ALL
 SELECT new.position, 'users_username'
 FROM new JOIN users.users AS old ON old.username_key = new.username_key AND old.id <> new.id
@@ -76,7 +79,7 @@ SET username = CASE WHEN 'username' = ANY(%(fields)s) THEN %(username)s ELSE use
     attributes = CASE WHEN 'attributes' = ANY(%(fields)s) THEN %(attributes)s ELSE attributes END,
     version = version + 1,
     update_time = now()
-WHERE id = %(id)s AND delete_time IS NULL AND version = COALESCE(%(version)s, version)
+WHERE id = %(id)s::uuid AND delete_time IS NULL AND version = COALESCE(%(version)s, version)
 RETURNING {columns};
 
 -- name: change_state
@@ -86,7 +89,7 @@ SET state = COALESCE(%(to_state)s::smallint, state),
     delete_time = CASE %(to_deleted)s::boolean WHEN true THEN now() WHEN false THEN NULL ELSE delete_time END,
     version = version + 1,
     update_time = now()
-WHERE id = %(id)s
+WHERE id = %(id)s::uuid
     AND state = ANY(%(allowed)s)
     AND (delete_time IS NOT NULL) = %(from_deleted)s
     AND version = COALESCE(%(version)s, version)
@@ -95,37 +98,37 @@ RETURNING {columns};
 -- name: erase
 -- Removes a user; its credentials go with it.
 DELETE FROM users.users
-WHERE id = %(id)s AND version = COALESCE(%(version)s, version)
+WHERE id = %(id)s::uuid AND version = COALESCE(%(version)s, version)
 RETURNING {columns};
 
 -- name: touch
 -- Counts a change that lies outside of the row: a new password.
 UPDATE users.users
 SET version = version + 1, update_time = now()
-WHERE id = %(id)s AND delete_time IS NULL AND version = COALESCE(%(version)s, version)
+WHERE id = %(id)s::uuid AND delete_time IS NULL AND version = COALESCE(%(version)s, version)
 RETURNING {columns};
 
 -- name: set_password_hash
 -- Sets or replaces the password hash of a user.
 INSERT INTO users.credentials (user_id, password_hash, update_time)
-VALUES (%(id)s, %(password_hash)s, now())
+VALUES (%(id)s::uuid, %(password_hash)s, now())
 ON CONFLICT (user_id) DO UPDATE SET password_hash = EXCLUDED.password_hash, update_time = EXCLUDED.update_time;
 
 -- name: upgrade_password_hash
 -- Replaces a hash by one of the same password with newer parameters, unless the password changed meanwhile.
 UPDATE users.credentials
 SET password_hash = %(password_hash)s, update_time = now()
-WHERE user_id = %(id)s AND password_hash = %(previous)s;
+WHERE user_id = %(id)s::uuid AND password_hash = %(previous)s;
 
 -- fragment: credential_columns
 -- What makes a Credential, in the order of its fields.
-users.id, users.state, users.delete_time IS NOT NULL, credentials.password_hash
+users.id::text, users.state, users.delete_time IS NOT NULL, credentials.password_hash
 
 -- name: credential_by_id
 -- Credential of a user by id.
 SELECT {credential_columns}
 FROM users.users LEFT JOIN users.credentials ON credentials.user_id = users.id
-WHERE users.id = %(key)s;
+WHERE users.id = %(key)s::uuid;
 
 -- name: credential_by_username
 -- Credential of a user by normalised username.
@@ -153,7 +156,7 @@ SELECT {columns}
 FROM users.users
 WHERE {filters}
     AND (%(after_time)s::timestamptz IS NULL OR (create_time, id) > (%(after_time)s, %(after_id)s::uuid))
-ORDER BY create_time, id
+ORDER BY create_time, users.id
 LIMIT %(limit)s;
 
 -- name: list_newest_first
@@ -162,7 +165,7 @@ SELECT {columns}
 FROM users.users
 WHERE {filters}
     AND (%(after_time)s::timestamptz IS NULL OR (create_time, id) < (%(after_time)s, %(after_id)s::uuid))
-ORDER BY create_time DESC, id DESC
+ORDER BY create_time DESC, users.id DESC
 LIMIT %(limit)s;
 
 -- name: list_username_ascending

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
-from uuid import UUID
 
 import grpc
 from google.protobuf.json_format import MessageToDict
@@ -78,12 +77,12 @@ class UsersService(UsersServiceServicer):
         self, request: pb.BatchGetUsersRequest, context: grpc.ServicerContext
     ) -> pb.BatchGetUsersResponse:
         """Return the users that exist and name the ids that do not."""
-        ids = [UUID(text) for text in request.ids]
+        ids = [text.lower() for text in request.ids]
         found = self._store.get_many(ids)
         messages = {user_id: _message(user) for user_id, user in found.items()}
         return pb.BatchGetUsersResponse(
             users=[messages[user_id] for user_id in ids if user_id in messages],
-            missing_ids=[str(user_id) for user_id in ids if user_id not in messages],
+            missing_ids=[user_id for user_id in ids if user_id not in messages],
         )
 
     def ListUsers(self, request: pb.ListUsersRequest, context: grpc.ServicerContext) -> pb.ListUsersResponse:
@@ -135,13 +134,13 @@ class UsersService(UsersServiceServicer):
         mutation: Mutation[model.User, pb.EraseUserResponse] = Call.of(context).mutation(
             pb.EraseUserResponse, lambda _user: pb.EraseUserResponse()
         )
-        return self._store.erase(UUID(request.id), _version(request.etag, "etag"), mutation)
+        return self._store.erase(request.id.lower(), _version(request.etag, "etag"), mutation)
 
     def SetPassword(self, request: pb.SetPasswordRequest, context: grpc.ServicerContext) -> pb.SetPasswordResponse:
         """Hash and keep a password."""
         hashed = self._passwords.hash(request.password)
         mutation = _changed(context, pb.SetPasswordResponse)
-        return self._store.set_password_hash(UUID(request.id), _version(request.etag, "etag"), hashed, mutation)
+        return self._store.set_password_hash(request.id.lower(), _version(request.etag, "etag"), hashed, mutation)
 
     def VerifyPassword(
         self, request: pb.VerifyPasswordRequest, context: grpc.ServicerContext
@@ -155,12 +154,12 @@ class UsersService(UsersServiceServicer):
             self._store.upgrade_password_hash(credential.user_id, credential.password_hash, verdict.upgraded)
         active = credential.state == model.State.ACTIVE
         outcome = pb.PASSWORD_OUTCOME_ACCEPTED if active else pb.PASSWORD_OUTCOME_SUSPENDED
-        return pb.VerifyPasswordResponse(outcome=outcome, user_id=str(credential.user_id))
+        return pb.VerifyPasswordResponse(outcome=outcome, user_id=credential.user_id)
 
     def _change_state(
         self, request: Any, transition: model.Transition, mutation: Mutation[model.User, Changed]
     ) -> Changed:
-        return self._store.change_state(UUID(request.id), _version(request.etag, "etag"), transition, mutation)
+        return self._store.change_state(request.id.lower(), _version(request.etag, "etag"), transition, mutation)
 
     def _listing(self, request: pb.ListUsersRequest, limit: int) -> model.Listing:
         only_deleted = request.state == pb.USER_STATE_DELETED
@@ -182,10 +181,10 @@ def _changed(context: grpc.ServicerContext, answer: type[Changed]) -> Mutation[m
     return Call.of(context).mutation(answer, lambda user: answer(user=_message(user)))
 
 
-def _key(request: pb.GetUserRequest | pb.VerifyPasswordRequest) -> tuple[Key, str | UUID]:
+def _key(request: pb.GetUserRequest | pb.VerifyPasswordRequest) -> tuple[Key, str]:
     """Return by which of its names a user is asked for, in the form in which it is stored."""
     if request.HasField("id"):
-        return "id", UUID(request.id)
+        return "id", request.id.lower()
     if request.HasField("email"):
         return "email", request.email
     return "username", caseless(request.username)
@@ -218,7 +217,7 @@ def _masked_fields(request: pb.UpdateUserRequest) -> Sequence[str]:
 def _new_user(user: pb.User, path: str) -> model.NewUser:
     return model.NewUser(
         path=path,
-        id=UUID(user.id),
+        id=user.id.lower(),
         username=user.username,
         username_key=caseless(user.username),
         email=user.email or None,
@@ -252,7 +251,7 @@ def _attributes(user: pb.User, path: str) -> dict[str, Any]:
 def _message(user: model.User) -> pb.User:
     deleted = user.delete_time is not None
     message = pb.User(
-        id=str(user.id),
+        id=user.id,
         username=user.username,
         email=user.email or "",
         phone=user.phone or "",

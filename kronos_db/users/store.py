@@ -1,11 +1,10 @@
-"""Users and credentials in PostgreSQL."""
+"""Users and credentials in PostgreSQL. Ids are the canonical text of a UUID: lower case, with hyphens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
-from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
@@ -24,7 +23,6 @@ from kronos_db.users.model import (
     NewUser,
     Transition,
     User,
-    UserExistsError,
     UserNotFoundError,
     UserStateError,
 )
@@ -41,11 +39,11 @@ class UsersStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queries = load_queries(QUERIES, "users")
-        self._by_id: Gatherer[UUID, User] = Gatherer(self.get_many)
+        self._by_id: Gatherer[str, User] = Gatherer(self.get_many)
 
-    def get(self, key: Key, value: str | UUID) -> User:
+    def get(self, key: Key, value: str) -> User:
         """Return one user. Raises UserNotFoundError."""
-        if isinstance(value, UUID):
+        if key == "id":
             user = self._by_id.get(value)
         else:
             user = self._database.fetch_one(self._queries[f"get_by_{key}"], {"key": value}, User)
@@ -53,7 +51,7 @@ class UsersStore:
             raise UserNotFoundError
         return user
 
-    def get_many(self, ids: Sequence[UUID]) -> Mapping[UUID, User]:
+    def get_many(self, ids: Sequence[str]) -> Mapping[str, User]:
         """Return those of `ids` that exist."""
         users = self._database.fetch_all(self._queries["get_by_ids"], {"ids": list(ids)}, User)
         return {user.id: user for user in users}
@@ -112,7 +110,7 @@ class UsersStore:
             raise TAKEN[error.constraint](values.path) from error
 
     def change_state(
-        self, user_id: UUID, version: int | None, transition: Transition, mutation: Mutation[User, Reply]
+        self, user_id: str, version: int | None, transition: Transition, mutation: Mutation[User, Reply]
     ) -> Reply:
         """Make a transition. Raises UserNotFoundError, UserStateError or EtagMismatchError."""
         params = {
@@ -129,13 +127,13 @@ class UsersStore:
 
         return self._database.write(work, mutation)
 
-    def erase(self, user_id: UUID, version: int | None, mutation: Mutation[User, Reply]) -> Reply:
+    def erase(self, user_id: str, version: int | None, mutation: Mutation[User, Reply]) -> Reply:
         """Remove a user for good. Raises UserNotFoundError or EtagMismatchError."""
         params = {"id": user_id, "version": version}
         return self._database.write(lambda tx: self._changed(tx, "erase", params), mutation)
 
     def set_password_hash(
-        self, user_id: UUID, version: int | None, password_hash: str, mutation: Mutation[User, Reply]
+        self, user_id: str, version: int | None, password_hash: str, mutation: Mutation[User, Reply]
     ) -> Reply:
         """Set the password hash of a user. Raises UserNotFoundError, UserStateError or EtagMismatchError."""
 
@@ -146,11 +144,11 @@ class UsersStore:
 
         return self._database.write(work, mutation)
 
-    def credential(self, key: Key, value: str | UUID) -> Credential | None:
+    def credential(self, key: Key, value: str) -> Credential | None:
         """Return what a check of a password needs, or None for an unknown user."""
         return self._database.fetch_one(self._queries[f"credential_by_{key}"], {"key": value}, Credential)
 
-    def upgrade_password_hash(self, user_id: UUID, previous: str, password_hash: str) -> None:
+    def upgrade_password_hash(self, user_id: str, previous: str, password_hash: str) -> None:
         """Replace `previous` by a newer hash of the same password; nothing when it is no longer the current one."""
         params = {"id": user_id, "previous": previous, "password_hash": password_hash}
         self._database.execute(self._queries["upgrade_password_hash"], params)
@@ -167,11 +165,7 @@ class UsersStore:
             raise EtagMismatchError
         raise _wrong_state(user)
 
-    def _conflict(self, tx: Transaction, new: Sequence[NewUser], created: list[UUID]) -> Exception:
-        ids = [user.id for user in new]
-        repeated = next((user for i, user in enumerate(new) if user.id in ids[:i]), None)
-        if repeated is not None:
-            return UserExistsError(repeated.path)
+    def _conflict(self, tx: Transaction, new: Sequence[NewUser], created: list[str]) -> Exception:
         params = {**_columns(new), "created": created}
         found = tx.fetch_one(self._queries["find_conflict"], params, lambda *row: row)
         if found is None:

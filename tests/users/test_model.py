@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from uuid import UUID
 
 import pytest
 
@@ -13,7 +12,7 @@ from kronos_db.users.model import Order, State
 
 def _user() -> model.User:
     at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-    return model.User(UUID(int=7), "Ann", "ann", None, None, "", {}, 1, 1, at, at, None)
+    return model.User("00000000-0000-0000-0000-000000000007", "Ann", "ann", None, None, "", {}, 1, 1, at, at, None)
 
 
 @pytest.mark.parametrize("order", Order)

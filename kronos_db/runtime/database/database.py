@@ -55,6 +55,10 @@ def _prepare(query: Query) -> bool | None:
     return None if query.prepared else False
 
 
+class UnconfirmedCommitError(psycopg.OperationalError):
+    """COMMIT was answered, but not in a way that vouches for the transaction: as good as a lost connection."""
+
+
 class Database:
     """The database of one domain, through its own role."""
 
@@ -73,7 +77,7 @@ class Database:
 
     def execute(self, query: Query, params: Params) -> int:
         """Run one statement that may be repeated without harm, on its own; return how many rows it touched."""
-        return self.read(lambda tx: tx.execute(query, params))
+        return self._attempt(_confirmed(lambda connection: Transaction(connection).execute(query, params)))
 
     def read(self, work: Callable[[Transaction], Result]) -> Result:
         """Run `work`, whose statements stand alone and may be repeated; again when a connection was lost."""
@@ -86,22 +90,24 @@ class Database:
         back. Raises RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError,
         StatementTimeoutError.
         """
-        return self._attempt(lambda connection: self._write_once(connection, work, mutation))
+        return self._attempt(_confirmed(lambda connection: self._write_once(connection, work, mutation)))
 
     def _write_once(
         self, connection: Connection, work: Callable[[Transaction], Result], mutation: Mutation[Result, Reply]
     ) -> Reply:
         try:
-            with _rolled_back_on_error(connection), connection.pipeline():
-                connection.execute("BEGIN", binary=True)
-                reply = mutation.reply(work(Transaction(connection)))
-                if not mutation.validate_only:
-                    self._idempotency.keep(connection, mutation, reply)
-                    connection.execute("COMMIT", binary=True)
-            if mutation.validate_only:
-                # Not in the pipeline: psycopg answers a ROLLBACK by DEALLOCATE ALL, at once here, but after a pipeline
-                # only after the next statement was prepared, which is then lost and fails the call after it.
-                connection.execute("ROLLBACK", binary=True)
+            with _rolled_back_on_error(connection):
+                with connection.pipeline():
+                    connection.execute("BEGIN", binary=True)
+                    reply = mutation.reply(work(Transaction(connection)))
+                    if not mutation.validate_only:
+                        self._idempotency.keep(connection, mutation, reply)
+                        commit = connection.execute("COMMIT", binary=True)
+                if mutation.validate_only:
+                    # Not in the pipeline: psycopg forgets its prepared statements when it sees a ROLLBACK, and would
+                    # send DEALLOCATE ALL only after the next statement was prepared.
+                    connection.execute("ROLLBACK", binary=True)
+                    return reply
         except Exception as error:
             # The write may have failed because an earlier attempt of the same call went through: then its reply counts.
             if isinstance(error, psycopg.Error) and classify(error) is not Failure.FINAL:
@@ -112,28 +118,48 @@ class Database:
             if isinstance(error, psycopg.Error) and violates(error, PRIMARY_KEY):
                 raise ConflictError("the earlier answer of this call was purged in between") from error
             raise
+        if commit.statusmessage != "COMMIT":
+            raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
         return reply
 
     def _attempt(self, run: Callable[[Connection], Result]) -> Result:
         about_to_block()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                with self.pool.connection() as connection:
+                with self.pool.connection() as connection, _closed_when_lost(connection):
                     return run(connection)
             except psycopg.Error as error:
-                failure = classify(error)
                 pause = _FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5)
                 gave_up = attempt == _ATTEMPTS or deadline.remaining(pause) < pause
-                if failure is Failure.FINAL or gave_up or _from_the_pool(error):
+                if classify(error) is Failure.FINAL or gave_up:
                     raise translate(error) from error
                 _log.warning("database attempt failed", domain=self.domain, attempt=attempt, sqlstate=error.sqlstate)
-            if failure is Failure.COLLISION or attempt > self.pool.limits.max_size:
-                time.sleep(pause)
+            time.sleep(pause)
         raise AssertionError("unreachable")
 
 
-def _from_the_pool(error: psycopg.Error) -> bool:
-    return type(error).__module__.startswith("psycopg_pool")
+def _confirmed(run: Callable[[Connection], Result]) -> Callable[[Connection], Result]:
+    """Make `run` fail when the server warned of anything: its commit may then be lost with this server."""
+
+    def confirmed(connection: Connection) -> Result:
+        connection.warned = False
+        result = run(connection)
+        if connection.warned:
+            raise UnconfirmedCommitError("PostgreSQL warned instead of confirming the commit")
+        return result
+
+    return confirmed
+
+
+@contextmanager
+def _closed_when_lost(connection: Connection) -> Iterator[None]:
+    """Close a connection that lives but leads nowhere: to a former primary, say. The pool then makes another."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if classify(error) is Failure.LOST:
+            connection.close()
+        raise
 
 
 @contextmanager

@@ -52,7 +52,9 @@ def masked(dsn: str) -> str:
     A DSN comes back as key=value string: libpq reads it and says which of its parts are secret. What cannot be read
     with certainty is replaced as a whole.
     """
-    return _masked_url(dsn) if "://" in dsn and not _is_postgres_url(dsn) else _masked_dsn(dsn)
+    # The scheme must be one: "host=db password='…://…'" is no URL.
+    is_url = re.match(r"[a-z][a-z0-9+.-]*://", dsn) is not None
+    return _masked_url(dsn) if is_url and not _is_postgres_url(dsn) else _masked_dsn(dsn)
 
 
 def _is_postgres_url(text: str) -> bool:

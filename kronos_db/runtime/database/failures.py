@@ -5,12 +5,10 @@ from __future__ import annotations
 import enum
 
 import psycopg
-from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from kronos_db.runtime.errors import (
     ConflictError,
     KronosError,
-    OverloadedError,
     StatementTimeoutError,
     UnavailableError,
 )
@@ -39,6 +37,8 @@ _COLLISIONS = frozenset({"40001", "40P01"})
 # 57P01 admin_shutdown, 57P02 crash_shutdown, 57P03 cannot_connect_now, 25006 read_only_sql_transaction (a primary that
 # became a standby), 08P01 comes from pgBouncer when its server connection is gone.
 _LOST = frozenset({"57P01", "57P02", "57P03", "25006"})
+# After these the server closes the connection, whatever the code: 25P03 for a transaction that idled, for one.
+_CLOSING = frozenset({"FATAL", "PANIC"})
 _UNIQUE_VIOLATION = "23505"
 _CANCELLED = "57014"
 _LOCK_TIMEOUT = "55P03"
@@ -50,7 +50,7 @@ def classify(error: psycopg.Error) -> Failure:
     state = error.sqlstate
     if state in _COLLISIONS:
         return Failure.COLLISION
-    if state in _LOST or (state or "").startswith("08"):
+    if state in _LOST or (state or "").startswith("08") or error.diag.severity_nonlocalized in _CLOSING:
         return Failure.LOST
     # Without SQLSTATE it is libpq that speaks: the connection failed. Except for misuse found on the client.
     if state is None and isinstance(error, psycopg.OperationalError):
@@ -58,13 +58,9 @@ def classify(error: psycopg.Error) -> Failure:
     return Failure.FINAL
 
 
-def translate(error: psycopg.Error) -> Exception:  # noqa: PLR0911  # a table
+def translate(error: psycopg.Error) -> Exception:
     """Return the exception of ours that stands for `error`; `error` itself when there is none."""
-    if isinstance(error, TooManyRequests):
-        return OverloadedError("the pool's queue is full", retry_after=0.1)
-    if isinstance(error, PoolTimeout):
-        return OverloadedError("no connection came free in time", retry_after=0.5)
-    if isinstance(error, PoolClosed) or classify(error) is Failure.LOST or error.sqlstate == _TOO_MANY_CONNECTIONS:
+    if classify(error) is Failure.LOST or error.sqlstate == _TOO_MANY_CONNECTIONS:
         return UnavailableError(f"PostgreSQL is away: {error}", retry_after=1.0)
     if classify(error) is Failure.COLLISION or error.sqlstate == _LOCK_TIMEOUT:
         return ConflictError(f"attempts used up: {error}", retry_after=0.1)

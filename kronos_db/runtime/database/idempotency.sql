@@ -7,10 +7,12 @@ VALUES (
 );
 
 -- name: recall
--- The answer of a call: for its window at least, and until it is purged.
+-- The answer of a call: for its window at least, and until it is purged. The lock makes this a write, whose own commit
+-- waits until a synchronous standby has it, and with it the commit that it tells of.
 SELECT fingerprint, reply
 FROM {schema}.idempotency
-WHERE caller = %(caller)s AND request_id = %(request_id)s;
+WHERE caller = %(caller)s AND request_id = %(request_id)s
+FOR SHARE;
 
 -- name: purge
 -- Removes some rows whose window is over; whoever else purges at the same time takes others.

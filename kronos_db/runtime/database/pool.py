@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
+import select
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg_pool import ConnectionPool
+from psycopg.abc import PQGen
+from psycopg.errors import Diagnostic
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from kronos_db.runtime import deadline
+from kronos_db.runtime.errors import DeadlineTooShortError, KronosError, OverloadedError, UnavailableError
 
-Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
+Value = TypeVar("Value")
+
+_WARNING = "01000"
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that gives up a server that keeps silent, and remembers warnings.
+
+    `silence_limit` in seconds. `warned` is set by a WARNING without a code of its own: at COMMIT it says that the wait
+    for a synchronous standby was cancelled, so that the transaction may be lost with this server.
+    """
+
+    silence_limit: float | None = None
+    warned = False
+
+    def wait(self, gen: PQGen[Value], interval: float = 0.1, timeout: float | None = None) -> Value:
+        """Wait for the server. Closes the connection and raises OperationalError when it says nothing for too long."""
+        give_up = time.monotonic() + self.silence_limit if timeout is None and self.silence_limit else None
+        try:
+            return super().wait(gen, interval, self.silence_limit if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if give_up is not None and time.monotonic() >= give_up:
+                # Half an answer may still come: nobody may use this connection again.
+                self.pgconn.finish()
+            raise
+
+    def note(self, notice: Diagnostic) -> None:
+        """Take a notice of the server."""
+        self.warned = self.warned or notice.sqlstate == _WARNING
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """Bounds of a pool. `timeout` in seconds; `max_waiting` calls wait at most, more are refused."""
+    """Bounds of a pool.
+
+    `timeout` is the seconds that a call waits for a connection; `max_waiting` calls wait at most, more are refused.
+    `silence` is the seconds after which a server that does not answer is given up: more than any statement may take.
+    """
 
     max_size: int = 4
     max_waiting: int = 64
     timeout: float = 2.0
     prepared_statements: bool = True
+    silence: float = 35.0
 
 
 class Pool:
@@ -34,8 +73,12 @@ class Pool:
     def __init__(self, name: str, dsn: str, limits: PoolLimits) -> None:
         self.name = name
         self.limits = limits
+        self._lock = threading.Lock()
+        self._lent = 0
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             dsn,
+            connection_class=Connection,
+            configure=self._configure,
             min_size=1,
             max_size=limits.max_size,
             max_waiting=limits.max_waiting,
@@ -62,12 +105,15 @@ class Pool:
     def connection(self) -> Iterator[Connection]:
         """Lend a connection; a broken one is replaced when it comes back.
 
-        Raises psycopg_pool.TooManyRequests when too many wait already, PoolTimeout when none comes free in time.
+        Raises OverloadedError when too many wait already or none comes free in time, UnavailableError when that is
+        because PostgreSQL is away, DeadlineTooShortError when the caller's deadline is over.
         """
-        connection = self._pool.getconn(deadline.remaining(self.limits.timeout))
+        connection = self._take()
+        self._count(+1)
         try:
             yield connection
         finally:
+            self._count(-1)
             self._pool.putconn(connection)
 
     def stats(self) -> dict[str, int]:
@@ -77,3 +123,43 @@ class Pool:
     def close(self) -> None:
         """Close all connections."""
         self._pool.close(timeout=5.0)
+
+    def _configure(self, connection: Connection) -> None:
+        connection.silence_limit = self.limits.silence
+        connection.add_notice_handler(connection.note)
+
+    def _take(self) -> Connection:
+        give_up = time.monotonic() + deadline.remaining(self.limits.timeout)
+        while True:
+            try:
+                connection = self._pool.getconn(give_up - time.monotonic())
+            except (TooManyRequests, PoolTimeout, PoolClosed) as error:
+                raise self._refusal(error) from error
+            if not _hung_up(connection):
+                return connection
+            # Closed by the server while it lay here. Were it lent, every one of them would cost an attempt.
+            connection.close()
+            self._pool.putconn(connection)
+
+    def _refusal(self, error: psycopg.Error) -> KronosError:
+        if deadline.remaining(1.0) <= 0:
+            return DeadlineTooShortError("the deadline passed before a connection was there")
+        if isinstance(error, PoolClosed) or not self._lent:
+            # Nobody holds a connection, and yet there is none.
+            return UnavailableError(f"PostgreSQL gives no connection: {error}", retry_after=1.0)
+        if isinstance(error, TooManyRequests):
+            return OverloadedError("the pool's queue is full", retry_after=0.1)
+        return OverloadedError("no connection came free in time", retry_after=0.5)
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._lent += change
+
+
+def _hung_up(connection: Connection) -> bool:
+    """Tell, without a round trip, whether the server has closed an idle connection: else it has nothing to say."""
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    return bool(poll.poll(0))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import grpc
 from buf.validate import validate_pb2
@@ -151,7 +150,7 @@ class ProbeServer:
         self.metrics = RpcMetrics(self.registry)
         self.chain = Chain(
             {
-                "access_log": AccessLog(),
+                "access_log": AccessLog(self._line),
                 "metrics": Metrics(self.metrics),
                 "errors": Errors(ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, ERRORS)),
                 "authentication": self.authentication,
@@ -166,7 +165,7 @@ class ProbeServer:
             Workers(2).as_executor(), options=[("grpc.max_receive_message_length", 4 * MAX_BYTES)]
         )
         handlers = {Method(method): self._handler(method.name) for method in _service.methods}
-        register(self.server, {method: self.compose(self.chain, method, found) for method, found in handlers.items()})
+        register(self.server, {method: self.chain.compose(method, handler) for method, handler in handlers.items()})
         port = self.server.add_insecure_port("127.0.0.1:0")
         self.server.start()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
@@ -184,11 +183,6 @@ class ProbeServer:
         self.seen.clear()
         self.calls.clear()
         self.lines.clear()
-
-    def compose(self, chain: Chain, method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
-        """Compose with an access log that leaves its lines in `lines`."""
-        with mock.patch("kronos_db.runtime.interceptors.access_log.info_line", self._info_line):
-            return chain.compose(method, handler)
 
     def start(self, name: str, *requests: Any, caller: str | None = "friend", timeout: float = 20, **kw: Any) -> Any:
         """Begin a call of method `name` with messages, or raw bytes, and return what grpc returns."""
@@ -240,7 +234,7 @@ class ProbeServer:
         hashes = {hash_token(token, self.masters): caller for caller, token in self.tokens.items()}
         return Policy(hashes, {}, {"friend": paths, "stranger": frozenset({f"{SERVICE}/Burn"})})
 
-    def _info_line(self, message: str, **fixed: Any) -> Callable[..., None]:
+    def _line(self, message: str, **fixed: str) -> Callable[..., None]:
         return lambda **fields: self.lines.append({"event": message, **fixed, **fields})
 
     def _handler(self, name: str) -> grpc.RpcMethodHandler[Any, Any]:
