@@ -87,6 +87,7 @@ def test_an_outage_is_no_overload(users: Database, wire: Wire) -> None:
 
 
 def test_an_outage_with_a_full_queue_is_no_overload(users: Database, wire: Wire) -> None:
+    assert users.fetch_one(COUNT, {}, int) == 0
     wire.close()
     with ThreadPoolExecutor(8) as threads:
         calls = [threads.submit(users.fetch_one, COUNT, {}, int) for _ in range(8)]
