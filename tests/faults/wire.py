@@ -62,6 +62,7 @@ class Wire:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
         self._sockets: list[socket.socket] = []
+        self._closed = False
         self.statements: list[str] = []
         threading.Thread(target=self._accept, name="wire", daemon=True).start()
 
@@ -90,6 +91,8 @@ class Wire:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        with self._lock:
+            self._closed = True
         self.cut_all()
 
     def seen(self, statement: str) -> Fault | None:
@@ -115,7 +118,11 @@ class Wire:
                 _cut(client)
                 continue
             with self._lock:
+                closed = self._closed
                 self._sockets += [client, server]
+            if closed:
+                self.cut_all()
+                return
             _Pair(self, client, server)
 
 

@@ -21,6 +21,7 @@ import psycopg
 from psycopg import sql
 
 from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.database.dsn import as_role
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.errors import KronosError
 
@@ -207,9 +208,11 @@ class Migrator:
 
     def _make_role(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         role = sql.Identifier(self._role.name)
-        if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (self._role.name,)).fetchone() is None:
+        known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (self._role.name,)).fetchone()
+        if known is None:
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
-        if self._role.password is not None:
+        # Not set again when it is right: a new salt would void what a pgBouncer remembers, and its logins would fail.
+        if self._role.password is not None and not (known and self._password_is_set(self._role.password)):
             # Hashed here, so that no log of the server ever sees the password itself.
             verifier = connection.pgconn.encrypt_password(
                 self._role.password.encode(), self._role.name.encode(), b"scram-sha-256"
@@ -223,6 +226,15 @@ class Migrator:
             connection.execute(
                 sql.SQL("ALTER ROLE {} SET {} = {}").format(role, sql.Identifier(name), sql.Literal(value))
             )
+
+    def _password_is_set(self, password: str) -> bool:
+        """Tell whether the role logs in with `password`, and not for a reason that has nothing to do with it."""
+        dsn = as_role(self._dsn, self._role.name, password)
+        try:
+            with psycopg.connect(dsn, application_name="kronos-db:migrate", connect_timeout=10) as connection:
+                return bool(connection.pgconn.used_password)
+        except psycopg.OperationalError:
+            return False
 
     def _apply(self, connection: psycopg.Connection[tuple[Any, ...]], migration: Migration) -> None:
         with connection.transaction():

@@ -324,3 +324,14 @@ def test_a_role_without_a_password_here_keeps_the_one_it_has(database: str, fold
     migrator(database, folder, role).migrate(ignore)
     migrator(database, folder, Role(role.name, None)).migrate(ignore)
     psycopg.connect(as_role(database, role.name, PASSWORD)).close()
+
+
+def test_a_password_that_is_right_is_not_set_again(database: str, folder: Path, role: Role) -> None:
+    """A new salt would void what a pgBouncer remembers of its clients' logins."""
+    with psycopg.connect(database, autocommit=True) as admin:
+        verifiers = []
+        for _ in range(2):
+            migrator(database, folder, role).migrate(ignore)
+            found = admin.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", [role.name]).fetchone()
+            verifiers.append(found)
+    assert verifiers[0] == verifiers[1]
