@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,7 +97,7 @@ def stand() -> Iterator[Stand]:
     """Start a stand in a fresh data directory."""
     with tempfile.TemporaryDirectory(prefix="kronos-bench-") as folder:
         settings = load(data_dir=Path(folder), grpc_listen=free_address(), ops_listen=free_address())
-        with dev.environment(settings) as (complete, token):
+        with dev.environment(settings, lambda _said: None, threading.Event()) as (complete, token):
             running = Stand(complete, token)
             try:
                 yield running

@@ -79,7 +79,9 @@ def migration_plan(settings: Settings) -> list[MigrationState]:
     states = []
     for domain in SERVED:
         migrator = _migrator(settings, domain)
-        applied = {row.name: row.applied_at for row in migrator.applied()}
+        rows = migrator.applied()
+        pending(migrator.known, rows)
+        applied = {row.name: row.applied_at for row in rows}
         for migration in migrator.known:
             at = applied.get(migration.name)
             states.append(MigrationState(domain, migration.name, "applied" if at else "pending", at, migration.path))

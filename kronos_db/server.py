@@ -25,7 +25,6 @@ from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
 from kronos_db.runtime.database.data_keys import DataKeys
-from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
@@ -34,12 +33,13 @@ from kronos_db.runtime.interceptors.encryption import Encryption
 from kronos_db.runtime.interceptors.errors import Errors
 from kronos_db.runtime.interceptors.metrics import Metrics
 from kronos_db.runtime.interceptors.overload import Overload
-from kronos_db.runtime.interceptors.policy import load_policy
+from kronos_db.runtime.interceptors.policy import Policy, load_policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
+from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.logs import configure_logs
-from kronos_db.runtime.ops.metrics import RpcMetrics, counters, gauges, new_registry
+from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.workers import Workers
@@ -80,14 +80,18 @@ class Server:
         self._settings = settings
         self._masters = _masters(settings)
         self.registry: CollectorRegistry = new_registry()
-        self.readiness = Readiness()
+        # A check may wait for a connection, and is to say so itself.
+        self.readiness = Readiness(timeout=settings.pool_timeout + 1.0)
         self._databases = {domain: open_database(settings, domain) for domain in SERVED}
         self._overload = Overload(settings.domain_concurrent_calls, _MOST_STREAMS, settings.minimum_deadline)
         for domain, database in self._databases.items():
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
-        watch_pools(self.registry, self._databases)
+        self._workers = Workers(settings.worker_threads)
+        saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
+        saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
+        saturation.watch_parts(self.registry, self.readiness.report)
         self._core = OneCore()
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -130,7 +134,7 @@ class Server:
     def reload_policy(self) -> None:
         """Read the access file again; a file that is not valid is refused and the old policy stays."""
         if self._authentication is not None:
-            self._authentication.use(load_policy(_access_file(self._settings), self._paths))
+            self._authentication.use(self._policy())
 
     def stop(self) -> None:
         """Drain: say so first, let running calls end within the time set for that, then let go of everything."""
@@ -170,8 +174,7 @@ class Server:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
         self._paths = frozenset(method.path for method in registrar.handlers)
-        policy = load_policy(_access_file(settings), self._paths)
-        self._authentication = Authentication(policy, self._masters, _public(settings, self._paths))
+        self._authentication = Authentication(self._policy(), self._masters, _public(settings, self._paths))
         chain = Chain(
             {
                 "access_log": AccessLog(),
@@ -185,7 +188,7 @@ class Server:
             *self._pools,
         )
         server = grpc.server(
-            Workers(settings.worker_threads).as_executor(),
+            self._workers.as_executor(),
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_bytes * _TRANSPORT_MARGIN),
@@ -195,6 +198,9 @@ class Server:
         register(server, {method: chain.compose(method, handler) for method, handler in registrar.handlers.items()})
         self._listen(server)
         return server
+
+    def _policy(self) -> Policy:
+        return load_policy(_access_file(self._settings), self._paths, _public(self._settings, self._paths))
 
     def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
         settings = self._settings
@@ -284,23 +290,3 @@ def _server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     except OSError as error:
         raise SettingsError(f"KRONOS_DB_TLS_…_FILE: {error}.") from None
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
-
-
-def watch_pools(registry: CollectorRegistry, databases: Mapping[str, Database]) -> None:
-    """Register the gauges and counters of every domain's pool."""
-
-    def read(key: str) -> Callable[[], list[tuple[tuple[str], float]]]:
-        return lambda: [((domain,), database.pool.stats().get(key, 0)) for domain, database in databases.items()]
-
-    for key, meaning in (
-        ("pool_size", "Connections of the pool."),
-        ("pool_available", "Idle connections of the pool."),
-        ("requests_waiting", "Calls that wait for a connection."),
-    ):
-        gauges(registry, f"kronos_db_{'pool_' + key.removeprefix('pool_')}", meaning, ["domain"], read(key))
-    for key, meaning in (
-        ("requests_num", "Connections asked for."),
-        ("requests_errors", "Connections asked for and not had in time."),
-        ("connections_lost", "Connections found broken."),
-    ):
-        counters(registry, f"kronos_db_pool_{key.removesuffix('_num')}_total", meaning, ["domain"], read(key))

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from kronos_db import cli, config, server
 from kronos_db.runtime.errors import ERROR_DOMAIN, UNKNOWN
+from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +80,9 @@ def metrics_page() -> str:
     registry = new_registry()
     example = RpcMetrics(registry).for_method("unary", "example", "Example")
     example.handled("OK", 0.0)
-    server.watch_pools(registry, {"users": SimpleNamespace(pool=SimpleNamespace(stats=dict))})  # type: ignore[dict-item] # only read from
+    saturation.watch_pools(registry, {"example": SimpleNamespace(stats=dict)})
+    saturation.watch_calls(registry, lambda: {"example": 0}, int)
+    saturation.watch_parts(registry, lambda: {"example": "ok"})
     # Those of the interpreter and the process stand after the server's own.
     families = sorted(_families(registry), key=lambda row: (row[0].startswith(("`process_", "`python_")), row[0]))
     return f"""# Metrics
@@ -87,8 +90,8 @@ def metrics_page() -> str:
 `GET /metrics` of the ops port (`KRONOS_DB_OPS_LISTEN`) gives the metrics of the serving process in the Prometheus text
 format, or in OpenMetrics when asked for. [operations.md](operations.md#metrics-to-watch) says which to alert on.
 
-Labels are bounded: services and methods are those of the contract, `grpc_code` is a canonical code, `domain` one of
-the server's domains. A series of every method exists from the start.
+Labels are bounded: services and methods are those of the contract, `grpc_code` is a canonical code, `domain` and `part`
+names of the server's own. A series of every method exists from the start.
 
 {table(("Metric", "Type", "Labels", "Meaning"), families)}"""
 
@@ -342,9 +345,9 @@ def decisions_page() -> str:
     links = "".join(f"- [{title}]({record.name})\n" for record, title in zip(records, titles, strict=True))
     return f"""# Decisions
 
-Why things are as they are, where building showed a choice. A record has a number and a title, then three parts: *Context*
-(what forces a choice, with measurements), *Choice*, and *Cost* (what it makes worse, and what would reopen it). A record
-is not rewritten when the choice changes: a new one says which it replaces.
+Why things are as they are, where building showed a choice. A record has a number, a title and three parts: *Context*
+(what forces a choice, with measurements), *Choice*, and *Cost* (what it makes worse). A record is not rewritten when
+the choice changes: a new one says which it replaces.
 
 {links}"""
 

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -26,6 +25,8 @@ class Stub:
         self.reloads = 0
 
     def start(self, stopped: threading.Event) -> bool:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
         return True
 
     def reload_policy(self) -> None:
@@ -55,11 +56,7 @@ def test_a_refused_policy_does_not_end_the_server(monkeypatch: pytest.MonkeyPatc
         stubs[0].error = error
         return stubs[0]
 
-    def send(_settings: Settings) -> None:
-        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
-            os.kill(os.getpid(), number)
-
     monkeypatch.setattr(server, "Server", build)
     monkeypatch.setattr(server, "configure_logs", lambda *_: None)
-    assert server.run(Settings(data_dir=Path("unused")), send) == 0
+    assert server.run(Settings.model_validate({})) == 0
     assert stubs[0].reloads == 2

@@ -42,8 +42,8 @@ ON CONFLICT DO NOTHING
 RETURNING {columns};
 
 -- name: find_conflict
--- The first of the new users that conflicts with a stored one, and the constraint that says so. New ones that were
--- inserted just now are told from those they conflict with by their id.
+-- The first of the new users that conflicts with a stored one or repeats the id of a new one, and the constraint that
+-- says so. New ones that were inserted just now are told from those they conflict with by their id.
 WITH new AS (
     SELECT *
     FROM unnest(
@@ -53,6 +53,9 @@ WITH new AS (
 SELECT new.position, 'users_pkey' AS refused
 FROM new JOIN users.users AS old ON old.id = new.id
 WHERE new.id <> ALL(%(created)s::uuid[])
+UNION ALL
+SELECT new.position, 'users_pkey'
+FROM new JOIN new AS earlier ON earlier.id = new.id AND earlier.position < new.position
 UNION ALL
 SELECT new.position, 'users_username'
 FROM new JOIN users.users AS old ON old.username_key = new.username_key AND old.id <> new.id
@@ -82,8 +85,8 @@ RETURNING {columns};
 -- name: change_state
 -- Makes a transition of a user that is in one of the states it is allowed from.
 UPDATE users.users
-SET state = COALESCE(%(to_state)s, state),
-    delete_time = CASE %(to_deleted)s WHEN true THEN now() WHEN false THEN NULL ELSE delete_time END,
+SET state = COALESCE(%(to_state)s::smallint, state),
+    delete_time = CASE %(to_deleted)s::boolean WHEN true THEN now() WHEN false THEN NULL ELSE delete_time END,
     version = version + 1,
     update_time = now()
 WHERE id = %(id)s::uuid

@@ -23,7 +23,6 @@ from kronos_db.users.model import (
     NewUser,
     Transition,
     User,
-    UserExistsError,
     UserNotFoundError,
     UserStateError,
 )
@@ -167,11 +166,6 @@ class UsersStore:
         raise _wrong_state(user)
 
     def _conflict(self, tx: Transaction, new: Sequence[NewUser], created: list[str]) -> Exception:
-        seen: set[str] = set()
-        for user in new:
-            if user.id in seen:
-                return UserExistsError(user.path)
-            seen.add(user.id)
         params = {**_columns(new), "created": created}
         found = tx.fetch_one(self._queries["find_conflict"], params, lambda *row: row)
         if found is None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def eventually(condition: Callable[[], object], limit: float = 10.0) -> None:
+def eventually(condition: Callable[[], object], limit: float = 5.0) -> None:
     """Return when `condition` holds; fail after `limit` seconds."""
     until = time.monotonic() + limit
     while not condition():

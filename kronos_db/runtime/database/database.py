@@ -96,14 +96,18 @@ class Database:
         self, connection: Connection, work: Callable[[Transaction], Result], mutation: Mutation[Result, Reply]
     ) -> Reply:
         try:
-            with _rolled_back_on_error(connection), connection.pipeline():
-                connection.execute("BEGIN", binary=True)
-                reply = mutation.reply(work(Transaction(connection)))
+            with _rolled_back_on_error(connection):
+                with connection.pipeline():
+                    connection.execute("BEGIN", binary=True)
+                    reply = mutation.reply(work(Transaction(connection)))
+                    if not mutation.validate_only:
+                        self._idempotency.keep(connection, mutation, reply)
+                        commit = connection.execute("COMMIT", binary=True)
                 if mutation.validate_only:
+                    # Not in the pipeline: psycopg forgets its prepared statements when it sees a ROLLBACK, and would
+                    # send DEALLOCATE ALL only after the next statement was prepared.
                     connection.execute("ROLLBACK", binary=True)
                     return reply
-                self._idempotency.keep(connection, mutation, reply)
-                commit = connection.execute("COMMIT", binary=True)
         except Exception as error:
             # The write may have failed because an earlier attempt of the same call went through: then its reply counts.
             if isinstance(error, psycopg.Error) and classify(error) is not Failure.FINAL:

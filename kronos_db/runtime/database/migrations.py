@@ -8,6 +8,8 @@ What was applied is kept in `<schema>.schema_migration` with a checksum of its t
 from __future__ import annotations
 
 import hashlib
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,11 @@ _LOCK_CLASS = 0x6B72
 _LOCK_TIMEOUT = "5s"
 _STATEMENT_TIMEOUT = "300s"
 _WAIT_FOR_OTHER_MIGRATOR = "60s"
+# Roles belong to the whole server, advisory locks to one database. What a collision looks like: the name is taken since
+# we looked (before or after the other's commit), or "tuple concurrently updated", which has no code of its own.
+_ROLE_COLLISIONS = frozenset({"23505", "42710", "XX000"})
+_ROLE_ATTEMPTS = 20
+_ROLE_PAUSE = 0.01
 _APPLIED = "SELECT name, checksum, applied_at FROM {schema}.schema_migration ORDER BY applied_at, name"
 
 
@@ -37,6 +44,10 @@ class SchemaTooNewError(KronosError):
 
 class MigrationChangedError(KronosError):
     """A migration was changed after it had been applied."""
+
+
+class MigrationFailedError(KronosError):
+    """A schema could not be migrated; the text names the file at fault, or what was in the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +117,8 @@ def applied_as_seen_by(database: Database) -> list[Applied]:
     query = Query("applied", _APPLIED.format(schema=database.domain), "", prepared=False)
     try:
         return database.fetch_all(query, {}, Applied)
-    except psycopg.errors.UndefinedTable:
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
+        # A first migration makes the table before it grants anything.
         return []
 
 
@@ -124,28 +136,43 @@ class Migrator:
 
     def applied(self) -> list[Applied]:
         """Return what the database remembers, oldest first; nothing when the domain has no schema yet."""
-        with self._connect() as connection:
+        with self._named_failure("its table of migrations"), self._connect() as connection:
             return self._applied(connection)
 
     def migrate(self, report: Callable[[str, str], None]) -> int:
-        """Apply what is pending and return how many that were; calls `report(domain, name)` after each."""
-        with self._connect() as connection, self._locked(connection):
-            self._prepare(connection)
+        """Apply what is pending and return how many that were; calls `report(domain, name)` after each.
+
+        Raises SchemaTooNewError, MigrationChangedError or MigrationFailedError. What was applied before stays.
+        """
+        with self._named_failure("connecting"), self._connect() as connection:
+            with self._named_failure("waiting for another migrator"):
+                self._lock(connection)
+            with self._named_failure("making the schema and its role"):
+                self._prepare(connection)
             todo = pending(self.known, self._applied(connection))
             for migration in todo:
-                self._apply(connection, migration)
+                with self._named_failure(str(migration.path)):
+                    self._apply(connection, migration)
                 report(self.domain, migration.name)
-            self._grant(connection)
+            with self._named_failure("granting rights"):
+                self._grant(connection)
         return len(todo)
+
+    @contextmanager
+    def _named_failure(self, step: str) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            raise MigrationFailedError(f"{self.domain}: {step} failed: {str(error).strip()}") from error
 
     def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(self._dsn, autocommit=True, application_name="kronos-db:migrate", connect_timeout=10)
 
-    @contextmanager
-    def _locked(self, connection: psycopg.Connection[tuple[Any, ...]]) -> Iterator[None]:
+    def _lock(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        """Wait until no other process migrates this domain; the lock goes with the connection."""
         connection.execute(f"SET lock_timeout = '{_WAIT_FOR_OTHER_MIGRATOR}'")
+        connection.execute("SET statement_timeout = 0")
         connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", (_LOCK_CLASS, self.domain))
-        yield  # The lock goes with the connection.
 
     def _applied(self, connection: psycopg.Connection[tuple[Any, ...]]) -> list[Applied]:
         found = connection.execute("SELECT to_regclass(%s)", (f"{self.domain}.schema_migration",)).fetchone()
@@ -155,11 +182,9 @@ class Migrator:
 
     def _prepare(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         """Make sure that the schema, its table of migrations and the login role exist."""
+        self._make_role_despite_others(connection)
         schema = sql.Identifier(self.domain)
         with connection.transaction():
-            # Roles belong to the whole server: other domains and databases may be making theirs right now.
-            connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_LOCK_CLASS,))
-            self._make_role(connection)
             connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
             connection.execute(
                 sql.SQL(
@@ -167,6 +192,18 @@ class Migrator:
                     " applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"
                 ).format(schema)
             )
+
+    def _make_role_despite_others(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        """Make the role; again when another database, whose locks are not ours, is making it right now."""
+        for attempt in range(1, _ROLE_ATTEMPTS + 1):
+            try:
+                with connection.transaction():
+                    return self._make_role(connection)
+            except psycopg.Error as error:
+                if error.sqlstate not in _ROLE_COLLISIONS or attempt == _ROLE_ATTEMPTS:
+                    raise
+            time.sleep(_ROLE_PAUSE * attempt * random.uniform(0.5, 1.5))
+        raise AssertionError("unreachable")
 
     def _make_role(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         role = sql.Identifier(self._role.name)

@@ -9,7 +9,7 @@ from kronos_db.runtime.identifiers import uuid7
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.chain import Begin, End
 from kronos_db.runtime.interceptors.method import Method
-from kronos_db.runtime.ops.logs import info_line
+from kronos_db.runtime.ops.logs import LineMaker, info_line
 
 REQUEST_ID_HEADER = "x-request-id"
 # What a caller may name its call: enough for UUIDs and trace ids, nothing that could forge a log line.
@@ -18,6 +18,9 @@ _ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 class AccessLog:
     """Takes the caller's `x-request-id`, or makes one, and returns it in the trailing metadata."""
+
+    def __init__(self, line: LineMaker = info_line) -> None:
+        self._line = line
 
     def begin(self, _method: Method) -> Begin:
         """Name the call."""
@@ -32,7 +35,7 @@ class AccessLog:
 
     def end(self, method: Method) -> End:
         """Log the outcome: never a message, never a detail of an error."""
-        log = info_line("call", method=method.path)
+        log = self._line("call", method=method.path)
 
         def end(call: Call, _error: BaseException | None) -> None:
             milliseconds = round((time.perf_counter() - call.started) * 1000, 3)

@@ -42,8 +42,8 @@ class Policy:
     allowed: Mapping[str, frozenset[str]]
 
 
-def load_policy(path: Path, methods: Iterable[str]) -> Policy:
-    """Read the access file for a server with these `methods` (paths).
+def load_policy(path: Path, methods: Iterable[str], public: Iterable[str] = ()) -> Policy:
+    """Read the access file for a server with these `methods` (paths), of which the `public` ones need no caller.
 
     Raises PolicyError for a file that is not valid, a pattern that names no method, an identity that two callers
     claim, or a method that is named nowhere.
@@ -53,12 +53,12 @@ def load_policy(path: Path, methods: Iterable[str]) -> Policy:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise PolicyError(f"the access file {path} cannot be read: {error}") from None
     try:
-        return _policy(document, frozenset(methods))
+        return _policy(document, frozenset(methods), frozenset(public))
     except PolicyError as error:
         raise PolicyError(f"the access file {path}: {error}") from None
 
 
-def _policy(document: Mapping[str, Any], methods: frozenset[str]) -> Policy:
+def _policy(document: Mapping[str, Any], methods: frozenset[str], public: frozenset[str]) -> Policy:
     _only(document, {"callers", "closed"}, "the file")
     token_hashes: dict[str, str] = {}
     spiffe_ids: dict[str, str] = {}
@@ -74,7 +74,7 @@ def _policy(document: Mapping[str, Any], methods: frozenset[str]) -> Policy:
         _claim(spiffe_ids, caller, _texts(entry, "spiffe_ids", caller), _SPIFFE_ID, "SPIFFE id")
         allowed[caller] = _expand(_texts(entry, "allow", caller), methods)
     closed = _expand(_texts(document, "closed", "the file"), methods)
-    forgotten = sorted(methods - closed - frozenset().union(*allowed.values()))
+    forgotten = sorted(methods - public - closed - frozenset().union(*allowed.values()))
     if forgotten:
         raise PolicyError(f"no caller may call {', '.join(forgotten)}; allow it to one, or list it under closed")
     return Policy(token_hashes, spiffe_ids, allowed)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -22,6 +22,8 @@ from kronos_db.runtime.ops.output import Output
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["json", "console"]
+# Takes a message and its fixed fields, and gives what logs it with further fields.
+LineMaker: TypeAlias = Callable[..., Callable[..., None]]
 
 _output = Output()
 _as_json = False

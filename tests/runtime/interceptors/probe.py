@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import structlog
 from buf.validate import validate_pb2
 from google.protobuf import descriptor_pool, struct_pb2
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
@@ -149,11 +148,9 @@ class ProbeServer:
         self.overload = Overload(domain_limit, stream_limit, minimum)
         self.authentication = Authentication(self._policy(), self.masters)
         self.metrics = RpcMetrics(self.registry)
-        log = AccessLog()
-        log._log = structlog.wrap_logger(None, [self._collect], wrapper_class=structlog.make_filtering_bound_logger(0))
         self.chain = Chain(
             {
-                "access_log": log,
+                "access_log": AccessLog(self._line),
                 "metrics": Metrics(self.metrics),
                 "errors": Errors(ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, ERRORS)),
                 "authentication": self.authentication,
@@ -237,9 +234,8 @@ class ProbeServer:
         hashes = {hash_token(token, self.masters): caller for caller, token in self.tokens.items()}
         return Policy(hashes, {}, {"friend": paths, "stranger": frozenset({f"{SERVICE}/Burn"})})
 
-    def _collect(self, _logger: object, _method: str, event: Any) -> Any:
-        self.lines.append(dict(event))
-        raise structlog.DropEvent  # nothing is printed
+    def _line(self, message: str, **fixed: str) -> Callable[..., None]:
+        return lambda **fields: self.lines.append({"event": message, **fixed, **fields})
 
     def _handler(self, name: str) -> grpc.RpcMethodHandler[Any, Any]:
         method = _service.methods_by_name[name]

@@ -88,7 +88,7 @@ def test_tokens_are_random_and_kept_hashed(probe: ProbeServer) -> None:
 
 
 def test_a_new_policy_holds_from_the_next_call_on(probe: ProbeServer) -> None:
-    policy, _keys = probe.authentication._known
+    policy = probe.authentication._known.policy
     probe.call("Unary")
     try:
         probe.authentication.use(Policy({}, {}, {}))

@@ -47,7 +47,8 @@ def test_a_handler_knows_its_deadline(probe: ProbeServer) -> None:
     probe.call("Unary", timeout=30)
     probe.call("Unary", timeout=None)
 
-    assert 20 < left[0] <= 30
+    # gRPC rounds a deadline up on its way.
+    assert 20 < left[0] <= 31
     assert left[1] == 1000
     assert probe.calls[1].deadline is None
 

@@ -1,0 +1,63 @@
+"""Metrics of what can fill up or go away: pools, calls in the server, the parts it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+
+from kronos_db.runtime.ops.metrics import counters, gauges
+from kronos_db.runtime.ops.readiness import OK
+
+
+class Pooled(Protocol):
+    """A pool that tells how it is, under the names of psycopg_pool."""
+
+    def stats(self) -> dict[str, int]:
+        """Return its gauges and counters."""
+
+
+def watch_pools(registry: CollectorRegistry, pools: Mapping[str, Pooled]) -> None:
+    """Register the metrics of every domain's pool."""
+
+    def read(key: str) -> Callable[[], list[tuple[tuple[str], float]]]:
+        return lambda: [((domain,), pool.stats().get(key, 0)) for domain, pool in pools.items()]
+
+    for name, key, meaning in (
+        ("kronos_db_pool_size", "pool_size", "Connections of the pool."),
+        ("kronos_db_pool_available", "pool_available", "Idle connections of the pool."),
+        ("kronos_db_pool_requests_waiting", "requests_waiting", "Calls that wait for a connection."),
+    ):
+        gauges(registry, name, meaning, ["domain"], read(key))
+    for name, key, meaning in (
+        ("kronos_db_pool_requests_total", "requests_num", "Connections asked for."),
+        ("kronos_db_pool_requests_errors_total", "requests_errors", "Connections asked for and not had in time."),
+        ("kronos_db_pool_connections_lost_total", "connections_lost", "Connections found broken."),
+    ):
+        counters(registry, name, meaning, ["domain"], read(key))
+
+
+def watch_calls(
+    registry: CollectorRegistry, running: Callable[[], Mapping[str, int]], queued: Callable[[], int]
+) -> None:
+    """Register how many calls are in the server, and how many wait for a thread."""
+    gauges(
+        registry,
+        "kronos_db_calls_running",
+        "Calls and streams in the server.",
+        ["domain"],
+        lambda: [((domain,), count) for domain, count in running().items()],
+    )
+    gauges(registry, "kronos_db_calls_queued", "Calls that wait for a thread.", [], lambda: [((), queued())])
+
+
+def watch_parts(registry: CollectorRegistry, report: Callable[[], Mapping[str, str]]) -> None:
+    """Register which parts are ready."""
+    gauges(
+        registry,
+        "kronos_db_part_ready",
+        "Whether a part is ready (1) or not (0); /readyz says why.",
+        ["part"],
+        lambda: [((part,), float(state == OK)) for part, state in report().items()],
+    )
