@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The revision that `make check` compares the contract with.
 BASE ?= main
+# The directory that `make protos` fills.
+OUT ?= build/protos
 STAMP := $(VENV)/.installed
 
 .PHONY: help
@@ -18,15 +20,19 @@ help: ## Show this help
 run: $(STAMP) ## Start everything on this machine: PostgreSQL, Redis, the server
 	@exec $(BIN)/kronos-db dev
 
+.PHONY: protos
+protos: $(STAMP) ## Write the .proto files with all that they import into OUT
+	@$(BIN)/python scripts/contract.py export --out $(OUT)
+
 .PHONY: install
 install: $(STAMP) ## Install into .venv what the lock file names
 
-$(STAMP): locks/requirements.txt pyproject.toml
+$(STAMP): locks/requirements.txt pyproject.toml scripts/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kronos-db needs Python 3.11 or later; name one with PYTHON=…" >&2; exit 1; }
-	@echo "Installing into $(VENV) …"
-	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv does not work here; on Debian install python3-venv" >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement locks/requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo "Installing into $(VENV), which takes a minute …"
+	@# Anew: an environment that another Python made would be a mix of both.
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "python3 -m venv does not work here; on Debian install python3-venv" >&2; exit 1; }
+	@$(BIN)/python scripts/install.py
 	@touch $@
 
 ##@ Develop
@@ -69,6 +75,10 @@ lock: $(STAMP) ## Resolve the dependencies anew, for Python 3.11 to 3.14
 .PHONY: bench
 bench: $(STAMP) ## Measure beside the floors; ONLY=users runs one domain's rows
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+.PHONY: load
+load: $(STAMP) ## Load USERS (100000) into a server of its own, or that of KRONOS_ADDRESS, and count them
+	@$(BIN)/python -m tests.e2e.load $(USERS)
 
 ##@ Clean
 

@@ -1,4 +1,4 @@
-"""Generates what the contract in `protos/` gives, and checks the contract with buf: lint and breaking changes.
+"""Generates what the contract in `protos/` gives, exports it for other languages, and checks it with buf.
 
 `buf` and `protoc` find `buf/validate/validate.proto` in the descriptor that the protovalidate wheel carries, so
 nothing is fetched and no third-party proto is kept in the tree.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import importlib
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import google.rpc
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
+from proto_text import proto_text
 from protovalidate._gen.buf.validate import validate_pb
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +27,9 @@ GENERATED = ROOT / "generated"
 VALIDATE = "buf/validate/validate.proto"
 # The well-known types that grpcio-tools ships.
 WELL_KNOWN = Path(protoc.__file__).parent / "_proto"
+# What the details of errors are made of.
+RPC = Path(next(iter(google.rpc.__path__))).parent.parent
+ERRORS = ("google/rpc/error_details.proto", "google/rpc/status.proto")
 BIN = Path(sys.executable).parent
 
 
@@ -60,6 +66,35 @@ def image(protos: Path, target: Path, name: str = "image.binpb") -> Path:
         [*inputs, f"--descriptor_set_out={out}", "--include_imports", "--include_source_info", *sources(protos)]
     )
     return out
+
+
+def export(target: Path) -> None:
+    """Write the contract's `.proto` files and all that they import into `target`, with those of error details."""
+    roots = [PROTOS, WELL_KNOWN, RPC]
+    # Known extensions are parsed as what they are, else they would be missing in the text.
+    importlib.import_module("buf.validate.validate_pb2")
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = [f"--descriptor_set_in={third_party(Path(scratch))}", *(f"-I{root}" for root in roots)]
+        meant = compiled(Path(scratch) / "meant.binpb", [*inputs, *sources(PROTOS), *ERRORS])
+        for file in meant:
+            path = target / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = next((root / file.name for root in roots if (root / file.name).exists()), None)
+            if text:
+                shutil.copyfile(text, path)
+            else:
+                path.write_text(proto_text(file), encoding="utf-8")
+        written = compiled(Path(scratch) / "written.binpb", [f"-I{target}", *sources(PROTOS), *ERRORS])
+    if written != meant:
+        raise SystemExit("the exported files do not say what the contract says")
+    print(f"{len(meant)} files in {target}")
+
+
+def compiled(out: Path, arguments: list[str]) -> list[descriptor_pb2.FileDescriptorProto]:
+    """Compile with protoc; return the files with their imports, sorted by name, without comments."""
+    compile_protos([*arguments, f"--descriptor_set_out={out}", "--include_imports"])
+    files = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file
+    return sorted(files, key=lambda file: file.name)
 
 
 def generate(target: Path) -> None:
@@ -149,13 +184,16 @@ def run_buf(*arguments: str) -> None:
 def main() -> None:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=["generate", "verify", "lint", "breaking"])
+    parser.add_argument("action", choices=["generate", "export", "verify", "lint", "breaking"])
     parser.add_argument("--base", default="main", help="git revision that `breaking` compares with")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "protos", help="directory that `export` fills")
     arguments = parser.parse_args()
     if arguments.action == "generate":
         shutil.rmtree(GENERATED, ignore_errors=True)
         GENERATED.mkdir()
         generate(GENERATED)
+    elif arguments.action == "export":
+        export(arguments.out)
     elif arguments.action == "breaking":
         breaking(arguments.base)
     else:

@@ -17,7 +17,7 @@ import psutil
 
 from kronos_db.config import PREFIX
 
-_PROGRAM = str(Path(sys.executable).with_name("kronos-db"))
+PROGRAM = str(Path(sys.executable).with_name("kronos-db"))
 _LIMIT = 60.0  # seconds
 _LAST_LINE = "UsersService/ListUsers"
 # As without the settings of whoever runs the tests.
@@ -34,7 +34,7 @@ class Dev:
     def __init__(self, data: Path, settings: Mapping[str, str] | None = None) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         self.process = subprocess.Popen(
-            [sys.executable, _PROGRAM, "dev"],
+            [sys.executable, PROGRAM, "dev"],
             env={**inherited, **_CHEAP, "KRONOS_DB_DATA_DIR": str(data), **(settings or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -73,9 +73,9 @@ class Dev:
         return self._argument("--token")
 
     @property
-    def credential(self) -> list[tuple[str, str]]:
+    def credential(self) -> tuple[tuple[str, str | bytes], ...]:
         """The metadata of a call that carries the token."""
-        return [("authorization", f"Bearer {self.token}")]
+        return (("authorization", f"Bearer {self.token}"),)
 
     def family(self) -> list[psutil.Process]:
         """The process and all that it started."""

@@ -1,0 +1,341 @@
+"""Worker threads: calls that arrive together share a fetch, and every call gets its own answer."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from kronos_db.runtime import deadline
+from kronos_db.runtime.reception import Completion
+from kronos_db.runtime.workers import Gatherer, Workers, about_to_block
+from tests.parts.eventually import eventually
+
+_LIMIT = 10.0
+
+
+class Fetching:
+    """Finds the double of a number, nothing for negative ones, and notes what was asked for at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+        self.poison: set[int] = set()
+        self.gatherer: Gatherer[int, int] = Gatherer(self)
+
+    def __call__(self, keys: Sequence[int]) -> Mapping[int, int]:
+        self.asked.append(list(keys))
+        if self.poison & set(keys):
+            raise ValueError(f"poisoned by {sorted(self.poison & set(keys))}")
+        return {key: 2 * key for key in keys if key >= 0}
+
+
+@pytest.fixture
+def fetching() -> Fetching:
+    return Fetching()
+
+
+@pytest.fixture
+def one() -> Iterator[Workers]:
+    """Workers with one thread."""
+    workers = Workers(1)
+    yield workers
+    workers.shutdown()
+
+
+class Jobs:
+    """Runs functions on workers and collects what each returned or raised."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._done: list[threading.Event] = []
+        self.results: dict[int, Any] = {}
+        self.order: list[int] = []
+
+    def add(self, function: Callable[[], Any]) -> None:
+        """Queue a function."""
+        number = len(self._done)
+        done = threading.Event()
+        self._done.append(done)
+
+        def job() -> None:
+            try:
+                self.results[number] = function()
+            except Exception as error:  # noqa: BLE001
+                self.results[number] = error
+            self.order.append(number)
+
+        self._workers.submit(job).add_done_callback(lambda _: done.set())
+
+    def wait(self) -> list[Any]:
+        """Wait for all; return results in the order of adding."""
+        assert all(done.wait(_LIMIT) for done in self._done)
+        return [self.results[number] for number in range(len(self._done))]
+
+
+def _held_up(workers: Workers) -> threading.Event:
+    """Keep the one thread busy until the event is set, so that what is queued meanwhile arrives together."""
+    go, busy = threading.Event(), threading.Event()
+
+    def block() -> None:
+        busy.set()
+        assert go.wait(_LIMIT)
+
+    workers.submit(block)
+    assert busy.wait(_LIMIT)
+    return go
+
+
+def test_calls_that_arrive_together_share_a_fetch(one: Workers, fetching: Fetching) -> None:
+    go = _held_up(one)
+    jobs = Jobs(one)
+    for key in (1, 2, 3, 2, -1, 3):
+        jobs.add(lambda key=key: fetching.gatherer.get(key))  # type: ignore[misc]
+    go.set()
+
+    assert jobs.wait() == [2, 4, 6, 4, None, 6]
+    assert fetching.asked == [[1, 2, 3, -1]]
+
+
+def test_a_lone_call_waits_for_nobody(one: Workers, fetching: Fetching) -> None:
+    for key in range(3):
+        jobs = Jobs(one)
+        jobs.add(lambda key=key: fetching.gatherer.get(key))  # type: ignore[misc]
+        assert jobs.wait() == [2 * key]
+
+    assert fetching.asked == [[0], [1], [2]]
+
+
+def test_outside_of_workers_it_is_a_plain_fetch(fetching: Fetching) -> None:
+    assert (fetching.gatherer.get(4), fetching.gatherer.get(-4)) == (8, None)
+    fetching.poison.add(5)
+    with pytest.raises(ValueError, match="poisoned by"):
+        fetching.gatherer.get(5)
+    about_to_block()
+
+
+def test_a_poisoned_key_fails_alone(one: Workers, fetching: Fetching) -> None:
+    fetching.poison.add(13)
+    go = _held_up(one)
+    jobs = Jobs(one)
+    for key in (12, 13, 14, 13):
+        jobs.add(lambda key=key: fetching.gatherer.get(key))  # type: ignore[misc]
+    go.set()
+    results = jobs.wait()
+
+    assert (results[0], results[2]) == (24, 28)
+    assert [str(results[number]) for number in (1, 3)] == ["poisoned by [13]"] * 2
+    # Each was tried again alone, once.
+    assert fetching.asked == [[12, 13, 14], [12], [13], [14]]
+
+
+def test_gatherers_do_not_mix(one: Workers) -> None:
+    first, second = Fetching(), Fetching()
+    second.poison.add(1)
+    go = _held_up(one)
+    jobs = Jobs(one)
+    jobs.add(lambda: first.gatherer.get(1))
+    jobs.add(lambda: second.gatherer.get(1))
+    jobs.add(lambda: first.gatherer.get(2))
+    go.set()
+    results = jobs.wait()
+
+    assert (results[0], results[2]) == (2, 4)
+    assert isinstance(results[1], ValueError)
+    assert first.asked == [[1, 2]]
+
+
+def test_a_call_may_ask_again_and_again(one: Workers, fetching: Fetching) -> None:
+    def chain(start: int) -> int | None:
+        value: int | None = start
+        for _ in range(3):
+            assert value is not None
+            value = fetching.gatherer.get(value)
+        return value
+
+    go = _held_up(one)
+    jobs = Jobs(one)
+    for start in (1, 5):
+        jobs.add(lambda start=start: chain(start))  # type: ignore[misc]
+    go.set()
+
+    assert jobs.wait() == [8, 40]
+    assert fetching.asked == [[1, 5], [2, 10], [4, 20]]
+
+
+def test_before_a_call_blocks_those_set_aside_go_on(one: Workers, fetching: Fetching) -> None:
+    go = _held_up(one)
+    jobs = Jobs(one)
+    finished: list[str] = []
+
+    def ask() -> None:
+        fetching.gatherer.get(1)
+        finished.append("asked")
+
+    def block() -> None:
+        about_to_block()
+        finished.append("blocked")
+
+    jobs.add(ask)
+    jobs.add(ask)
+    jobs.add(block)
+    jobs.add(ask)
+    go.set()
+    jobs.wait()
+
+    # The last one came after the blocking one and is not waited for.
+    assert finished == ["asked", "asked", "blocked", "asked"]
+    assert fetching.asked == [[1], [1]]
+
+
+def test_no_more_are_set_aside_than_the_limit(one: Workers, fetching: Fetching) -> None:
+    go = _held_up(one)
+    jobs = Jobs(one)
+    for key in range(300):
+        jobs.add(lambda key=key: fetching.gatherer.get(key))  # type: ignore[misc]
+    go.set()
+
+    assert jobs.wait() == [2 * key for key in range(300)]
+    assert [len(keys) for keys in fetching.asked] == [128, 128, 44]
+
+
+def test_each_call_keeps_its_own_deadline(one: Workers, fetching: Fetching) -> None:
+    go = _held_up(one)
+    jobs = Jobs(one)
+
+    def timed(at: float) -> float | None:
+        deadline.current.set(at)
+        fetching.gatherer.get(1)
+        return deadline.current.get()
+
+    for at in (1.0, 2.0, 3.0):
+        jobs.add(lambda at=at: timed(at))  # type: ignore[misc]
+    go.set()
+
+    assert jobs.wait() == [1.0, 2.0, 3.0]
+    assert len(fetching.asked) == 1
+
+
+def test_an_exception_ends_the_call_and_not_the_thread(one: Workers, fetching: Fetching) -> None:
+    done = threading.Event()
+
+    def fail() -> None:
+        fetching.gatherer.get(1)
+        raise ValueError("unexpected")
+
+    one.submit(fail).add_done_callback(lambda _: done.set())
+    assert done.wait(_LIMIT)
+
+    jobs = Jobs(one)
+    jobs.add(lambda: fetching.gatherer.get(2))
+    assert jobs.wait() == [4]
+
+
+def test_shutting_down_finishes_what_is_queued(fetching: Fetching) -> None:
+    workers = Workers(3)
+    jobs = Jobs(workers)
+    for key in range(200):
+        jobs.add(lambda key=key: fetching.gatherer.get(key))  # type: ignore[misc]
+
+    workers.shutdown(wait=True)
+
+    assert jobs.wait() == [2 * key for key in range(200)]
+    assert workers.queued() <= 3
+    eventually(lambda: not any(thread.is_alive() for thread in workers._threads))
+
+
+def test_shutting_down_without_waiting_ends_the_threads_too(fetching: Fetching) -> None:
+    workers = Workers(2)
+    jobs = Jobs(workers)
+    jobs.add(lambda: fetching.gatherer.get(1))
+
+    workers.shutdown(wait=False)
+
+    assert jobs.wait() == [2]
+    eventually(lambda: not any(thread.is_alive() for thread in workers._threads))
+
+
+class TestCompletion:
+    """The part of a Future that gRPC uses."""
+
+    def test_callbacks_run_once_whenever_they_are_added(self) -> None:
+        completion = Completion()
+        calls: list[str] = []
+        completion.add_done_callback(lambda given: calls.append("before" if given is completion else "?"))
+        assert calls == []
+
+        completion.finish()
+        completion.add_done_callback(lambda given: calls.append("after" if given is completion else "?"))
+
+        assert calls == ["before", "after"]
+
+    def test_in_a_race_with_the_end_too(self) -> None:
+        for _ in range(200):
+            completion = Completion()
+            calls: list[int] = []
+            barrier = threading.Barrier(3)
+
+            def add(completion: Completion = completion, calls: list[int] = calls, barrier: Any = barrier) -> None:
+                barrier.wait(_LIMIT)
+                completion.add_done_callback(lambda _: calls.append(1))
+
+            threads = [threading.Thread(target=add) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            barrier.wait(_LIMIT)
+            completion.finish()
+            for thread in threads:
+                thread.join(_LIMIT)
+            assert calls == [1, 1]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_thousands_of_calls_all_get_their_own_answer(threads: int) -> None:
+    fetchings = [Fetching(), Fetching()]
+    fetchings[0].poison = {number for number in range(500) if number % 50 == 7}
+    workers = Workers(threads)
+    jobs = Jobs(workers)
+    senders = 4
+    lock = threading.Lock()
+    plans: list[list[tuple[str, int]]] = []
+
+    def work(plan: list[tuple[str, int]]) -> list[Any]:
+        found: list[Any] = []
+        for what, key in plan:
+            if what == "block":
+                about_to_block()
+                continue
+            try:
+                found.append(fetchings[what == "second"].gatherer.get(key))
+            except ValueError:
+                found.append("poisoned")
+        return found
+
+    def send(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(800):
+            plan = [
+                (chance.choice(["first", "second", "block"]), chance.randrange(-20, 500))
+                for _ in range(chance.randrange(1, 5))
+            ]
+            with lock:
+                plans.append(plan)
+                jobs.add(lambda plan=plan: work(plan))  # type: ignore[misc]
+
+    sending = [threading.Thread(target=send, args=(seed,)) for seed in range(senders)]
+    for thread in sending:
+        thread.start()
+    for thread in sending:
+        thread.join(_LIMIT)
+    results = jobs.wait()
+    workers.shutdown()
+
+    def expected(what: str, key: int) -> Any:
+        if what == "first" and key in fetchings[0].poison:
+            return "poisoned"
+        return 2 * key if key >= 0 else None
+
+    for plan, result in zip(plans, results, strict=True):
+        assert result == [expected(what, key) for what, key in plan if what != "block"]
