@@ -14,6 +14,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from kronos_db.runtime.ops.readiness import OK
+
 _TIMEOUT = 2.0
 # Metrics of the process itself: told apart by process, not added up.
 _OWN = ("process_", "python_")
@@ -32,7 +34,8 @@ def keep_values_in(folder: Path, slot: int) -> None:
     The next process in the slot goes on from them: a kill -9 takes no count away, and there are as many files as slots.
     """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-    prometheus_client.values.ValueClass = prometheus_client.values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+    kind = prometheus_client.values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call] # by its authors
+    prometheus_client.values.ValueClass = kind
 
 
 @dataclass
@@ -85,19 +88,15 @@ def sum_of(one: float, other: float) -> float:
     return one + other
 
 
-def readiness_of(processes: Mapping[int, str | None]) -> dict[str, str]:
-    """Return for each process "ok" or why it is not ready, by asking it. None as address: it does not serve yet."""
-    return {f"process {slot}": _state(address) for slot, address in processes.items()}
-
-
-def _state(address: str | None) -> str:
+def shortfall_of(address: str | None) -> str | None:
+    """Ask a process at its ops address whether it is ready; return why not, or None. No address: it does not serve."""
     if address is None:
         return "is being started"
     try:
         parts: dict[str, str] = json.loads(_get(address, "/readyz"))["parts"]
     except (OSError, http.client.HTTPException, ValueError, KeyError):
         return "does not answer"
-    return next((f"{part}: {state}" for part, state in parts.items() if state != "ok"), "ok")
+    return next((f"{part}: {state}" for part, state in parts.items() if state != OK), None)
 
 
 def _ask(address: str) -> dict[str, _Family]:
