@@ -22,7 +22,7 @@ from kronos.users.v1 import users_pb2_grpc
 
 from benchmarks.load import Outcome
 from kronos_db import dev
-from kronos_db.config import Settings, environment_name, load
+from kronos_db.config import Settings, environment_of, load
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
@@ -148,12 +148,7 @@ def free_address() -> str:
 
 
 def _serve(settings: Settings) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KRONOS_DB_")}
-    for field in settings.model_fields_set:
-        value = getattr(settings, field)
-        if value is not None:
-            shown = value.get_secret_value() if hasattr(value, "get_secret_value") else str(value)
-            environment[environment_name(field)] = shown
+    environment = {**os.environ, **environment_of(settings)}
     # The access log goes where a service manager would take it, but is not kept.
     return subprocess.Popen([sys.executable, "-m", "kronos_db"], env=environment, stdout=subprocess.DEVNULL)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import sys
+from pathlib import Path
 
-from kronos_db.config import SettingsError, load
+from kronos_db.config import Settings, SettingsError, load
 from kronos_db.runtime.errors import KronosError
 
 
@@ -12,17 +16,51 @@ def main() -> int:
     """Return 0 after an orderly stop, 1 when the server cannot start, 2 when a setting is wrong."""
     # structlog takes rich in wherever it is installed: start time and memory that a serving process has no use for.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # None is how an import is refused
+    place = _arguments()
     try:
         settings = load()
-        from kronos_db.server import run  # noqa: PLC0415 - after rich is refused, and only when the settings are right
+        if place.slot is not None:
+            return _serve_in(place, settings)
+        if settings.processes > 1:
+            from kronos_db import fleet  # noqa: PLC0415 - after rich is refused, and only what is needed
 
-        return run(settings)
+            return fleet.run(settings)
+        from kronos_db import server  # noqa: PLC0415
+
+        return server.run(settings)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
     except KronosError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m kronos_db", description=__doc__)
+    inner = parser.add_argument_group("given by a supervisor to its processes")
+    inner.add_argument("--slot", type=int, help="place among the processes that share a port")
+    inner.add_argument("--status", type=int, help="file descriptor that is told when this process serves")
+    inner.add_argument("--metrics", type=Path, help="folder that keeps the values of counters")
+    return parser.parse_args()
+
+
+def _serve_in(place: argparse.Namespace, settings: Settings) -> int:
+    """Serve as one of several processes."""
+    # Before the server is imported: metrics take their kind of value when they are made.
+    from kronos_db.runtime.ops.fleet import keep_values_in  # noqa: PLC0415
+    from kronos_db.runtime.processes import end_with_parent  # noqa: PLC0415
+
+    end_with_parent()
+    keep_values_in(place.metrics, place.slot)
+    from kronos_db import server  # noqa: PLC0415
+
+    def tell(serving: server.Server) -> None:
+        with os.fdopen(place.status, "w", encoding="utf-8") as status:
+            json.dump({"ops": serving.ops_address}, status)
+            status.write("\n")
+
+    return server.run(settings, place.slot, tell)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,16 @@ from rich.console import Console
 from rich.table import Table
 
 import kronos_db
-from kronos_db.config import CONFIG_FILE, Settings, SettingsError, explain, load, require_for_serving, shown
+from kronos_db.config import (
+    CONFIG_FILE,
+    Settings,
+    SettingsError,
+    environment_name,
+    explain,
+    load,
+    require_for_serving,
+    shown,
+)
 from kronos_db.runtime.errors import KronosError
 
 app = typer.Typer(
@@ -101,8 +110,12 @@ def _announce(settings: Settings, token: str) -> None:
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    processes: Annotated[int | None, typer.Option(help="Serving processes (KRONOS_DB_PROCESSES).", min=1)] = None,
+) -> None:
     """Serve with the PostgreSQL and Redis that the settings name, until SIGTERM."""
+    if processes is not None:
+        os.environ[environment_name("processes")] = str(processes)
     require_for_serving(load())
     # A fresh process: it never imports what only the command line needs, and gets its signals itself.
     os.execv(sys.executable, [sys.executable, "-m", "kronos_db"])  # noqa: S606 - no shell is wanted

@@ -164,6 +164,9 @@ class Settings(BaseSettings):
 
     worker_threads: int = Field(4, ge=1, le=256, description="Threads that run calls; few beat many.")
     compute_threads: int = Field(2, ge=1, le=64, description="Threads for password hashing, apart from the workers.")
+    processes: int = Field(
+        1, ge=1, le=1024, description="Serving processes on the one port; a supervisor keeps them. One core needs one."
+    )
     cpu_affinity: Literal["one-core", "off"] = Field(
         "one-core", description="Whether the threads of a serving process stay on one core, chosen and changed by load."
     )
@@ -250,6 +253,17 @@ def load(**overrides: Any) -> Settings:
         # Only the file is left to be at fault: not TOML, not UTF-8 or not readable.
         reason = error.strerror if isinstance(error, OSError) else f"not TOML: {error}"
         raise SettingsError(f"{CONFIG_FILE} names a file that cannot be read ({path}): {reason}.") from None
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Return the environment from which another process reads these settings; what was not set is left out."""
+    environment = {}
+    for field in settings.model_fields_set:
+        value = getattr(settings, field)
+        if value is not None:
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+            environment[environment_name(field)] = str(plain).lower() if isinstance(plain, bool) else str(plain)
+    return environment
 
 
 def require_for_serving(settings: Settings) -> None:

@@ -73,11 +73,12 @@ class Server:
     """One serving process: gRPC, ops port and the domains behind them.
 
     `start` returns when calls are answered, and waits for PostgreSQL and for pending migrations until then; meanwhile
-    the ops port tells what is missing.
+    the ops port tells what is missing. `slot` is its place among processes that share a port, None when it is alone.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, slot: int | None = None) -> None:
         self._settings = settings
+        self._slot = slot
         self._masters = _masters(settings)
         self.registry: CollectorRegistry = new_registry()
         # A check may wait for a connection, and is to say so itself.
@@ -92,7 +93,7 @@ class Server:
         saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_parts(self.registry, self.readiness.report)
-        self._core = OneCore()
+        self._core = OneCore(slot)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
         self._pools = (
@@ -192,7 +193,7 @@ class Server:
         server = grpc.server(
             self._workers.as_executor(),
             options=[
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", 0 if self._slot is None else 1),
                 ("grpc.max_receive_message_length", settings.max_message_bytes * _TRANSPORT_MARGIN),
             ],
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
@@ -228,18 +229,19 @@ class Server:
         self.grpc_address = f"{settings.grpc_listen.rpartition(':')[0]}:{port}"
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, slot: int | None = None, serving: Callable[[Server], None] = lambda _server: None) -> int:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the access file again. Returns the exit code.
 
-    Raises StartError, SettingsError, PolicyError or KronosError when the server cannot start.
+    Calls `serving` once calls are answered. Raises StartError, SettingsError, PolicyError or KronosError when the
+    server cannot start.
     """
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     configure_logs(settings.log_level, settings.log_format)
-    server = Server(settings)
+    server = Server(settings) if slot is None else Server(settings, slot)
     signal.signal(signal.SIGHUP, lambda *_: _reload(server))
-    serve(server, stopped)
+    serve(server, stopped, lambda: serving(server))
     return 0
 
 

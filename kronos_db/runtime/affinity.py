@@ -29,11 +29,13 @@ _log = structlog.get_logger(__name__)
 class OneCore:
     """The core of this process. Threads that need no interpreter lock for most of their work are freed by `release`."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot: int | None = None) -> None:
         self._all = os.sched_getaffinity(0)
         self._released: set[int] = set()
         self._stopped = threading.Event()
-        self._core = random.choice(sorted(self._all))
+        cores = sorted(self._all)
+        # Processes of one supervisor begin on different cores.
+        self._core = random.choice(cores) if slot is None else cores[slot % len(cores)]
         self._thread = threading.Thread(target=self._follow, name="affinity", daemon=True)
 
     def start(self) -> None:
