@@ -25,6 +25,7 @@ _NEVER_ANSWERED = {
     "SchemaTooNewError",
     "PolicyError",
     "OpsAddressError",
+    "PortTakenError",
     "ProblemError",
     "StartError",
     "ConstraintError",
