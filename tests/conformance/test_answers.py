@@ -22,10 +22,12 @@ _NEVER_ANSWERED = {
     "EmbeddedError",
     "MarkError",
     "MigrationChangedError",
+    "MigrationFailedError",
     "SchemaTooNewError",
     "PolicyError",
     "OpsAddressError",
     "ProblemError",
+    "StartCancelledError",
     "StartError",
     "ConstraintError",
     # The base of those with an answer.
