@@ -22,10 +22,13 @@ _NEVER_ANSWERED = {
     "EmbeddedError",
     "MarkError",
     "MigrationChangedError",
+    "MigrationFailedError",
     "SchemaTooNewError",
     "PolicyError",
     "OpsAddressError",
+    "PortTakenError",
     "ProblemError",
+    "StartCancelledError",
     "StartError",
     "ConstraintError",
     # The base of those with an answer.

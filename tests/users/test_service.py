@@ -541,6 +541,19 @@ class TestLife:
         assert list(refused(lambda: _transition(users, verb, "")).fields) == ["id"]
         assert get(users, user.id) == user
 
+    @pytest.mark.parametrize("verb", ["Suspend", "Reactivate", "Delete", "Undelete", "Erase"])
+    @pytest.mark.parametrize(
+        ("changes", "path"),
+        [({"user_id": "x"}, "id"), ({"etag": "1" * 65}, "etag"), ({"request_id": "x"}, "request_id")],
+        ids=["id", "etag", "request_id"],
+    )
+    def test_a_field_at_fault_is_named(
+        self, users: UsersServiceStub, verb: str, changes: dict[str, Any], path: str
+    ) -> None:
+        found = refused(lambda: _transition(users, verb, **{"user_id": str(uuid4()), **changes}))
+
+        assert (found.code, found.reason, list(found.fields)) == ("INVALID_ARGUMENT", "BAD_REQUEST", [path])
+
     @pytest.mark.parametrize("state", ["active", "suspended", "deleted"])
     def test_erased_is_gone_for_good(self, users: UsersServiceStub, state: str) -> None:
         user = create(users)
