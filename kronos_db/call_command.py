@@ -20,6 +20,8 @@ from kronos_db.describe import describe
 UNARY_DEADLINE = 30.0
 # How many failed lines are shown one by one.
 SHOWN_FAILURES = 10
+# As shells say it of a program that ended by SIGINT.
+_INTERRUPTED = 130
 
 
 @contextmanager
@@ -68,28 +70,39 @@ def call_once(client: Client, method: Method, body: str, deadline: float | None)
 def call_for_each(
     client: Client, method: Method, source: str, *, in_flight: int, deadline: float | None, progress: bool
 ) -> None:
-    """Call once for each line of `source` and print how many calls were OK; exit code 1 when one was not."""
+    """Call once for each line of `source` and print how many calls were OK.
+
+    Exit code 1 when one was not, and 130 after Ctrl-C: calls under way are cancelled then, and may have taken effect.
+    """
     total = sum(1 for line in _lines(source) if line.strip()) if progress and source != "-" else None
     begin = time.monotonic()
     done = failed = 0
+    interrupted = False
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not progress) as bar:
         task = bar.add_task(method.descriptor.name, total=total)
-        for outcome in client.repeat(method, _lines(source), in_flight=in_flight, deadline=deadline or UNARY_DEADLINE):
-            done += 1
-            bar.advance(task)
-            if outcome.error is None:
-                continue
-            failed += 1
-            if failed <= SHOWN_FAILURES:
-                console.print(f"line {outcome.line}: {_text(outcome.error)}", markup=False, soft_wrap=True)
+        outcomes = client.repeat(method, _lines(source), in_flight=in_flight, deadline=deadline or UNARY_DEADLINE)
+        try:
+            for outcome in outcomes:
+                done += 1
+                bar.advance(task)
+                if outcome.error is None:
+                    continue
+                failed += 1
+                if failed <= SHOWN_FAILURES:
+                    console.print(f"line {outcome.line}: {_text(outcome.error)}", markup=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            outcomes.close()
     if failed > SHOWN_FAILURES:
         console.print(f"and {failed - SHOWN_FAILURES} more")
     seconds = time.monotonic() - begin
-    print(f"{done - failed} OK, {failed} failed in {seconds:.1f} s ({done / max(seconds, 0.001):.0f} calls/s)")
-    if failed:
-        raise typer.Exit(1)
+    end = ", then interrupted" if interrupted else ""
+    print(f"{done - failed} OK, {failed} failed in {seconds:.1f} s ({done / max(seconds, 0.001):.0f} calls/s){end}")
+    if failed or interrupted:
+        raise typer.Exit(_INTERRUPTED if interrupted else 1)
 
 
 def refusal(error: CallError, address: str | None = None) -> str:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ from grpc_reflection.v1alpha.reflection import ReflectionServicer
 from grpc_status import rpc_status
 from grpc_tools import protoc  # type: ignore[import-untyped] # its authors publish no types
 
-from kronos_db import cli, config
+from kronos_db import call_command, cli, config
 
 TOKEN = "kdb_sesame"
 WELL_KNOWN = Path(protoc.__file__).parent / "_proto"
@@ -442,6 +443,17 @@ def test_repeating_keeps_as_many_calls_in_flight_as_wanted(call: Call, echo: Ech
     lines = b'{"text": "together"}\n' * 40
     result = call("EchoService/Once", "--repeat-from", "-", "--in-flight", "4", stdin=lines)
     assert (result.code, result.out[:8], echo.most_in_work) == (0, "40 OK, 0", 4)
+
+
+def test_ctrl_c_ends_a_repetition_and_tells_how_far_it_came(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines(_source: str) -> Iterator[str]:
+        yield from ['{"text": "a"}'] * 5
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(call_command, "_lines", lines)
+    result = call("EchoService/Once", "--repeat-from", "-", "--in-flight", "1")
+    assert (result.code, result.err) == (130, "")
+    assert re.fullmatch(r"4 OK, 0 failed in .* s \(\d+ calls/s\), then interrupted\n", result.out)
 
 
 def test_repeating_shows_a_bar_and_reads_standard_input(call: Call) -> None:
