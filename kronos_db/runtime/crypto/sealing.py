@@ -25,6 +25,8 @@ from kronos_db.runtime.crypto.normalization import Normalization, normalize
 from kronos_db.runtime.errors import SealBrokenError
 
 PADDED_TO = 32
+# Opened values that a process remembers; about half a kilobyte each.
+REMEMBERED = 16_384
 
 _MARK = "k1"
 _VERSION = b"\x01"
@@ -57,9 +59,12 @@ class Sealer:
     KeyUnavailableError when the key cannot be had now.
     """
 
-    def __init__(self, ring: KeyRing) -> None:
+    def __init__(self, ring: KeyRing, remembered: int = REMEMBERED) -> None:
         self._ring = ring
         self._index_macs: dict[str, HMAC] = {}
+        # What a sealed value opens to never changes, so what was opened of late is remembered: whoever can read this
+        # memory can read the key beside it. Failures are not remembered.
+        self._remembered = functools.lru_cache(maxsize=remembered)(self._open_text)
 
     def seal_text(self, value: str, field: str, record_id: str, index: Index | None = None) -> str:
         """Return the sealed form of a `string` field."""
@@ -69,6 +74,13 @@ class Sealer:
 
     def open_text(self, sealed: str, field: str, record_id: str) -> str:
         """Return what `seal_text` was given."""
+        return self._remembered(sealed, field, record_id)
+
+    def forget(self) -> None:
+        """Forget what was opened: to be called when a key is erased."""
+        self._remembered.cache_clear()
+
+    def _open_text(self, sealed: str, field: str, record_id: str) -> str:
         try:
             box, index_text = _split_text(sealed)
             return self._open(box, field, record_id, index_text.encode()).decode()

@@ -24,6 +24,7 @@ class Encryption:
 
     def __init__(self, rings: Mapping[str, KeyRing], marks: Marks, request_id_window: float) -> None:
         self._rings = rings
+        self._sealers = {domain: Sealer(ring) for domain, ring in rings.items()}
         self._marks = marks
         self._window = request_id_window
 
@@ -33,7 +34,7 @@ class Encryption:
         plan = self._marks.plan(method.request)
         if ring is None or (plan is None and not method.mutating):
             return None
-        sealer = Sealer(ring)
+        sealer = self._sealers[method.domain]
         key = ring.subkey("fingerprint")
 
         def step(message: Message, call: Call) -> Message:
@@ -47,11 +48,10 @@ class Encryption:
 
     def response(self, method: Method) -> Step | None:
         """Open."""
-        ring = self._rings.get(method.domain)
+        sealer = self._sealers.get(method.domain)
         plan = self._marks.plan(method.response)
-        if ring is None or plan is None:
+        if sealer is None or plan is None:
             return None
-        sealer = Sealer(ring)
 
         def step(message: Message, _call: Call) -> Message:
             plan.open(message, sealer)
