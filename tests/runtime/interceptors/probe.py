@@ -34,6 +34,7 @@ from kronos_db.runtime.interceptors.policy import Policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops.metrics import RpcMetrics
 from kronos_db.runtime.workers import Workers
+from tests.parts.eventually import eventually
 from tests.runtime.crypto.conftest import MemoryRows
 
 SERVICE = "kronos.probe.v1.ProbeService"
@@ -143,6 +144,8 @@ class ProbeServer:
         self.seen: list[Any] = []
         self.calls: list[Call] = []
         self.lines: list[dict[str, Any]] = []
+        # Of every call of the service; a list, since appending is safe from any thread.
+        self._logged: list[str] = []
         self.registry = CollectorRegistry()
         self.ring = KeyRing("probe", self.masters, MemoryRows())
         self.overload = Overload(domain_limit, stream_limit, minimum)
@@ -178,7 +181,8 @@ class ProbeServer:
         self.chain.stream_pool.shutdown()
 
     def reset(self) -> None:
-        """Forget what earlier tests did."""
+        """Forget what earlier tests did, once their calls are over: callers may know that before the log does."""
+        eventually(lambda: sum(self.counts(method[0])["started"] for method in METHODS) == len(self._logged))
         self.on.clear()
         self.seen.clear()
         self.calls.clear()
@@ -235,7 +239,12 @@ class ProbeServer:
         return Policy(hashes, {}, {"friend": paths, "stranger": frozenset({f"{SERVICE}/Burn"})})
 
     def _line(self, message: str, **fixed: str) -> Callable[..., None]:
-        return lambda **fields: self.lines.append({"event": message, **fixed, **fields})
+        def log(**fields: Any) -> None:
+            self.lines.append({"event": message, **fixed, **fields})
+            if fixed["method"].startswith(SERVICE):
+                self._logged.append(fixed["method"])
+
+        return log
 
     def _handler(self, name: str) -> grpc.RpcMethodHandler[Any, Any]:
         method = _service.methods_by_name[name]
