@@ -454,7 +454,7 @@ class TestUpdate:
 
         found = refused(lambda: _update(users, pb.User(id=user.id, display_name="2", etag=user.etag)))
 
-        assert (found.code, found.reason) == ("ABORTED", "ETAG_MISMATCH")
+        assert (found.code, found.reason, list(found.fields)) == ("ABORTED", "ETAG_MISMATCH", ["user.etag"])
         assert get(users, user.id) == changed
         _update(users, pb.User(id=user.id, display_name="3"))
 
@@ -537,7 +537,7 @@ class TestLife:
 
         assert refused(lambda: _transition(users, verb, str(uuid4()))).reason == "USER_NOT_FOUND"
         found = refused(lambda: _transition(users, verb, user.id, etag="999"))
-        assert (found.code, found.reason) == ("ABORTED", "ETAG_MISMATCH")
+        assert (found.code, found.reason, list(found.fields)) == ("ABORTED", "ETAG_MISMATCH", ["etag"])
         assert list(refused(lambda: _transition(users, verb, "")).fields) == ["id"]
         assert get(users, user.id) == user
 
