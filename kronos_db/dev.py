@@ -20,6 +20,7 @@ from kronos_db.embedded.redis import EmbeddedRedis
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, create_master_key_file
 from kronos_db.runtime.interceptors.authentication import hash_token, new_token
 from kronos_db.runtime.ops.logs import configure_logs
+from kronos_db.runtime.stopping import Stop
 
 CALLER = "developer"
 Say = Callable[[str], None]
@@ -33,7 +34,7 @@ def run(settings: Settings, say: Say, announce: Announce) -> int:
     say where everything is, `token` is a bearer token that may call everything. Raises DataDirectoryInUseError when
     another process holds the directory, and what `server.run` raises.
     """
-    stopped = threading.Event()
+    stopped = Stop()
     _stop_on_signals(stopped)
     try:
         with environment(settings, say, stopped) as (complete, token):

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from kronos_db.runtime.ops.http import OpsServer, standard_routes
 from kronos_db.runtime.ops.logs import configure_logs
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.processes import SharedPort, Slot, Supervisor
+from kronos_db.runtime.stopping import Stop
 
 # Seconds that a process gets beyond its drain before it is killed, and that its own /readyz may take.
 _PATIENCE = 5.0
@@ -34,7 +34,7 @@ def run(settings: Settings, serving: Callable[[Settings], None] = lambda _settin
     Calls `serving` with the addresses as they are, once every process answers. Returns the exit code: that of a process
     which could not start, else 0. Raises PortTakenError or OpsAddressError.
     """
-    stopped = threading.Event()
+    stopped = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     configure_logs(settings.log_level, settings.log_format)

@@ -42,6 +42,7 @@ from kronos_db.runtime.ops.logs import configure_logs
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
+from kronos_db.runtime.stopping import Stop
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, open_database, shortfall
 from kronos_db.users.model import ERRORS as USERS_ERRORS
@@ -235,7 +236,7 @@ def run(settings: Settings, slot: int | None = None, serving: Callable[[Server],
     Calls `serving` once calls are answered. Raises StartError, SettingsError, PolicyError or KronosError when the
     server cannot start.
     """
-    stopped = threading.Event()
+    stopped = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     configure_logs(settings.log_level, settings.log_format)

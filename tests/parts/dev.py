@@ -33,6 +33,8 @@ class Dev:
 
     def __init__(self, data: Path, settings: Mapping[str, str] | None = None) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        # As from a terminal, also when the tests themselves run below nohup.
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self.process = subprocess.Popen(
             [sys.executable, PROGRAM, "dev"],
             env={**inherited, **_CHEAP, "KRONOS_DB_DATA_DIR": str(data), **(settings or {})},
@@ -41,6 +43,7 @@ class Dev:
             text=True,
             process_group=0,
         )
+        signal.signal(signal.SIGHUP, before)
         self.lines: list[str] = []
         self._unread: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read)
