@@ -186,7 +186,8 @@ def test_a_terminated_backend_is_replaced(world: World, users: Database) -> None
     def work(tx: Transaction) -> str:
         written = effect()(tx)
         if not attempts:
-            assert world.terminate_all() == 1
+            # The pool may have opened a second one by then.
+            assert world.terminate_all() >= 1
         attempts.append(1)
         return written
 
