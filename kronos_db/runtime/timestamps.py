@@ -13,11 +13,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_PER_DAY = 86_400
 
 
-def to_timestamp(moment: datetime) -> Timestamp:
-    """Return an aware datetime as a Timestamp, to the microsecond."""
+def set_timestamp(timestamp: Timestamp, moment: datetime) -> None:
+    """Set a Timestamp to an aware datetime, to the microsecond."""
     # Four times as fast as Timestamp.FromDatetime, and listings convert thousands.
     since = moment - _EPOCH
-    return Timestamp(seconds=since.days * _SECONDS_PER_DAY + since.seconds, nanos=since.microseconds * 1000)
+    timestamp.seconds = since.days * _SECONDS_PER_DAY + since.seconds
+    timestamp.nanos = since.microseconds * 1000
 
 
 def from_timestamp(request: Any, field: str) -> datetime | None:

@@ -19,9 +19,10 @@ class State(enum.IntEnum):
 
 
 class User(NamedTuple):
-    """A user as stored; `email` and `phone` are sealed. `delete_time` set means soft-deleted.
+    """A user as stored; `email` and `phone` are sealed.
 
-    A tuple: rows are made by the thousand, and a frozen dataclass takes five times as long.
+    `delete_time` set means soft-deleted; `attributes` is None when there are none. A tuple: rows are made by the
+    thousand, and a frozen dataclass takes five times as long.
     """
 
     id: str
@@ -30,7 +31,7 @@ class User(NamedTuple):
     email: str | None
     phone: str | None
     display_name: str
-    attributes: dict[str, Any]
+    attributes: dict[str, Any] | None
     state: int
     version: int
     create_time: datetime

@@ -1,8 +1,10 @@
 -- The SQL of the users domain.
 
 -- fragment: columns
--- What makes a User, in the order of its fields. The id as text: a UUID would be made text again.
-id::text, username, username_key, email, phone, display_name, attributes, state, version, create_time, update_time, delete_time
+-- What makes a User, in the order of its fields. The id as text: a UUID would be made text again. No
+-- attributes as null: parsing the JSON of nothing is a tenth of what reading a user costs.
+id::text, username, username_key, email, phone, display_name, NULLIF(attributes, '{}'), state, version, create_time,
+update_time, delete_time
 
 -- name: get_by_ids
 -- Users by id; unknown ids are passed over.

@@ -16,7 +16,7 @@ from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.paging import PageTokens, page_size
-from kronos_db.runtime.timestamps import from_timestamp, to_timestamp
+from kronos_db.runtime.timestamps import from_timestamp, set_timestamp
 from kronos_db.users import model
 from kronos_db.users.passwords import Passwords
 from kronos_db.users.store import Key, UsersStore
@@ -71,7 +71,9 @@ class UsersService(UsersServiceServicer):
 
     def GetUser(self, request: pb.GetUserRequest, context: grpc.ServicerContext) -> pb.GetUserResponse:
         """Return one user."""
-        return pb.GetUserResponse(user=_message(self._store.get(*_key(request))))
+        response = pb.GetUserResponse()
+        _fill(response.user, self._store.get(*_key(request)))
+        return response
 
     def BatchGetUsers(
         self, request: pb.BatchGetUsersRequest, context: grpc.ServicerContext
@@ -79,11 +81,11 @@ class UsersService(UsersServiceServicer):
         """Return the users that exist and name the ids that do not."""
         ids = [text.lower() for text in request.ids]
         found = self._store.get_many(ids)
-        messages = {user_id: _message(user) for user_id, user in found.items()}
-        return pb.BatchGetUsersResponse(
-            users=[messages[user_id] for user_id in ids if user_id in messages],
-            missing_ids=[user_id for user_id in ids if user_id not in messages],
-        )
+        response = pb.BatchGetUsersResponse(missing_ids=[user_id for user_id in ids if user_id not in found])
+        for user_id in ids:
+            if user_id in found:
+                _fill(response.users.add(), found[user_id])
+        return response
 
     def ListUsers(self, request: pb.ListUsersRequest, context: grpc.ServicerContext) -> pb.ListUsersResponse:
         """Return one page."""
@@ -93,10 +95,10 @@ class UsersService(UsersServiceServicer):
         # One more than the page tells whether another page follows.
         more = len(users) > size
         last = listing.order.key_of(users[size - 1]) if more else []
-        return pb.ListUsersResponse(
-            users=[_message(user) for user in users[:size]],
-            next_page_token=self._page_tokens.make(request, last) if more else "",
-        )
+        response = pb.ListUsersResponse(next_page_token=self._page_tokens.make(request, last) if more else "")
+        for user in users[:size]:
+            _fill(response.users.add(), user)
+        return response
 
     def UpdateUser(self, request: pb.UpdateUserRequest, context: grpc.ServicerContext) -> pb.UpdateUserResponse:
         """Change the fields that the mask names."""
@@ -249,20 +251,23 @@ def _attributes(user: pb.User, path: str) -> dict[str, Any]:
 
 
 def _message(user: model.User) -> pb.User:
-    deleted = user.delete_time is not None
-    message = pb.User(
-        id=user.id,
-        username=user.username,
-        email=user.email or "",
-        phone=user.phone or "",
-        display_name=user.display_name,
-        state=pb.USER_STATE_DELETED if deleted else pb.UserState.ValueType(user.state),
-        etag=str(user.version),
-        create_time=to_timestamp(user.create_time),
-        update_time=to_timestamp(user.update_time),
-    )
+    message = pb.User()
+    _fill(message, user)
+    return message
+
+
+def _fill(message: pb.User, user: model.User) -> None:
+    """Write `user` into an empty message: in place, since answers hold up to a thousand."""
+    message.id = user.id
+    message.username = user.username
+    message.email = user.email or ""
+    message.phone = user.phone or ""
+    message.display_name = user.display_name
+    message.state = pb.USER_STATE_DELETED if user.delete_time else pb.UserState.ValueType(user.state)
+    message.etag = str(user.version)
+    set_timestamp(message.create_time, user.create_time)
+    set_timestamp(message.update_time, user.update_time)
     if user.attributes:
         message.attributes.update(user.attributes)
     if user.delete_time is not None:
-        message.delete_time.CopyFrom(to_timestamp(user.delete_time))
-    return message
+        set_timestamp(message.delete_time, user.delete_time)

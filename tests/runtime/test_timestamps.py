@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kronos.users.v1 import users_pb2 as pb
 
 from kronos_db.runtime.errors import BadRequestError
-from kronos_db.runtime.timestamps import from_timestamp, to_timestamp
+from kronos_db.runtime.timestamps import from_timestamp, set_timestamp
 
 _moments = st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))])).filter(
     lambda moment: datetime(1, 1, 2, tzinfo=UTC) < moment < datetime(9999, 12, 30, tzinfo=UTC)
@@ -20,7 +20,8 @@ _moments = st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours
 
 @given(_moments)
 def test_there_and_back(moment: datetime) -> None:
-    found = to_timestamp(moment)
+    found = Timestamp()
+    set_timestamp(found, moment)
     theirs = Timestamp()
     theirs.FromDatetime(moment)
 
