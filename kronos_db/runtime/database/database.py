@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import psycopg
 import structlog
-from psycopg.rows import args_row
 
 from kronos_db.runtime import deadline
 from kronos_db.runtime.database.failures import Failure, classify, translate, violates
@@ -36,13 +35,15 @@ class Transaction:
 
     def fetch_all(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
         """Run `query`; return `make(*columns)` of every row."""
-        cursor = self._connection.cursor(binary=True, row_factory=args_row(make))
-        return cursor.execute(query.text, params, prepare=_prepare(query)).fetchall()
+        # Rows as tuples come out of psycopg's C code; a row factory would be called between each two of them.
+        cursor = self._connection.cursor(binary=True).execute(query.text, params, prepare=_prepare(query))
+        return [make(*row) for row in cursor.fetchall()]
 
     def fetch_one(self, query: Query, params: Params, make: Callable[..., Row]) -> Row | None:
         """Run `query`; return `make(*columns)` of its first row, or None."""
-        cursor = self._connection.cursor(binary=True, row_factory=args_row(make))
-        return cursor.execute(query.text, params, prepare=_prepare(query)).fetchone()
+        cursor = self._connection.cursor(binary=True).execute(query.text, params, prepare=_prepare(query))
+        row = cursor.fetchone()
+        return None if row is None else make(*row)
 
     def execute(self, query: Query, params: Params) -> int:
         """Run `query`; return how many rows it touched."""
