@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -29,6 +29,10 @@ _ORDERS = {
     pb.USER_ORDER_CREATE_TIME_DESC: model.Order.NEWEST_FIRST,
     pb.USER_ORDER_USERNAME_ASC: model.Order.USERNAME_ASCENDING,
     pb.USER_ORDER_USERNAME_DESC: model.Order.USERNAME_DESCENDING,
+}
+_STATES: Mapping[int, pb.UserState.ValueType] = {
+    model.State.ACTIVE: pb.USER_STATE_ACTIVE,
+    model.State.SUSPENDED: pb.USER_STATE_SUSPENDED,
 }
 # Every answer that holds the changed user has the same shape.
 Changed = TypeVar(
@@ -82,9 +86,10 @@ class UsersService(UsersServiceServicer):
         ids = [text.lower() for text in request.ids]
         found = self._store.get_many(ids)
         response = pb.BatchGetUsersResponse(missing_ids=[user_id for user_id in ids if user_id not in found])
+        add = response.users.add
         for user_id in ids:
             if user_id in found:
-                _fill(response.users.add(), found[user_id])
+                _fill(add(), found[user_id])
         return response
 
     def ListUsers(self, request: pb.ListUsersRequest, context: grpc.ServicerContext) -> pb.ListUsersResponse:
@@ -257,17 +262,21 @@ def _message(user: model.User) -> pb.User:
 
 
 def _fill(message: pb.User, user: model.User) -> None:
-    """Write `user` into an empty message: in place, since answers hold up to a thousand."""
-    message.id = user.id
-    message.username = user.username
-    message.email = user.email or ""
-    message.phone = user.phone or ""
-    message.display_name = user.display_name
-    message.state = pb.USER_STATE_DELETED if user.delete_time else pb.UserState.ValueType(user.state)
-    message.etag = str(user.version)
-    set_timestamp(message.create_time, user.create_time)
-    set_timestamp(message.update_time, user.update_time)
-    if user.attributes:
-        message.attributes.update(user.attributes)
-    if user.delete_time is not None:
-        set_timestamp(message.delete_time, user.delete_time)
+    """Write `user` into an empty message: in place and without detours, since answers hold up to a thousand."""
+    user_id, username, _, email, phone, display_name, attributes, state, version, created, updated, deleted = user
+    message.id = user_id
+    message.username = username
+    if email:
+        message.email = email
+    if phone:
+        message.phone = phone
+    if display_name:
+        message.display_name = display_name
+    message.state = pb.USER_STATE_DELETED if deleted else _STATES[state]
+    message.etag = str(version)
+    set_timestamp(message.create_time, created)
+    set_timestamp(message.update_time, updated)
+    if attributes:
+        message.attributes.update(attributes)
+    if deleted is not None:
+        set_timestamp(message.delete_time, deleted)

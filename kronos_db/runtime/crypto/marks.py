@@ -319,14 +319,18 @@ def _seal_step(field: _MarkedField, record_id: str) -> _Step[Sealer]:
 
 def _open_step(field: _MarkedField, record_id: str) -> _Step[Sealer]:
     name, full_name = field.name, field.full_name
-    method = "open_text" if field.is_text else "open_bytes"
 
-    def open_(message: Any, sealer: Sealer) -> None:
+    def open_text(message: Any, sealer: Sealer) -> None:
         value = getattr(message, name)
         if value:
-            setattr(message, name, getattr(sealer, method)(value, full_name, getattr(message, record_id)))
+            setattr(message, name, sealer.open_text(value, full_name, getattr(message, record_id)))
 
-    return open_
+    def open_bytes(message: Any, sealer: Sealer) -> None:
+        value = getattr(message, name)
+        if value:
+            setattr(message, name, sealer.open_bytes(value, full_name, getattr(message, record_id)))
+
+    return open_text if field.is_text else open_bytes
 
 
 def _hash_step(field: _MarkedField, index: Index) -> _Step[Sealer]:
