@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -66,15 +65,16 @@ class Sealer:
         # What a sealed value opens to never changes, so what was opened of late is remembered: whoever can read this
         # memory can read the key beside it. Failures are not remembered.
         self._remembered = functools.lru_cache(maxsize=remembered)(self._open_text)
-        # `open_text(sealed, field, record_id)` returns what `seal_text` was given. Not a method: that would be one call
-        # more for each field of each answer.
-        self.open_text: Callable[[str, str, str], str] = self._remembered
 
     def seal_text(self, value: str, field: str, record_id: str, index: Index | None = None) -> str:
         """Return the sealed form of a `string` field."""
         index_text = self.blind_index(value, index) if index else ""
         box = _encode(self._seal(value.encode(), field, record_id, index_text.encode()))
         return f"{_MARK}.{box}.{index_text}" if index else f"{_MARK}.{box}"
+
+    def open_text(self, sealed: str, field: str, record_id: str) -> str:
+        """Return what `seal_text` was given."""
+        return self._remembered(sealed, field, record_id)
 
     def forget(self) -> None:
         """Forget what was opened: to be called when a key is erased."""
