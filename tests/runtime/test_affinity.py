@@ -1,0 +1,57 @@
+"""One core: threads are gathered on it, those let go are not, and a crowded one is left."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from kronos_db.runtime.affinity import is_crowded
+
+
+@pytest.mark.parametrize(
+    ("ran", "waited", "crowded"),
+    [
+        (1.0, 0.0, False),  # the core is all ours
+        (1.0, 0.9, False),  # our threads wait for each other
+        (0.1, 0.0, False),  # little to do
+        (0.5, 0.5, True),  # somebody else has half of it
+        (0.1, 0.9, True),
+    ],
+)
+def test_crowded_is_when_somebody_else_takes_the_core(ran: float, waited: float, crowded: bool) -> None:
+    assert is_crowded(ran, waited) is crowded
+
+
+PROGRAM = """
+import os, threading
+from kronos_db.runtime.affinity import OneCore
+everywhere = os.sched_getaffinity(0)
+core = OneCore(slot=1)
+stop, ids = threading.Event(), []
+def work(release):
+    if release:
+        core.release()
+    ids.append((release, threading.get_native_id()))
+    stop.wait(10)
+threads = [threading.Thread(target=work, args=(release,)) for release in (False, True)]
+for thread in threads:
+    thread.start()
+while len(ids) < 2:
+    pass
+core.start()
+later = threading.Thread(target=work, args=(False,))
+later.start()
+while len(ids) < 3:
+    pass
+cores = sorted(everywhere)
+for release, tid in ids:
+    assert os.sched_getaffinity(tid) == (everywhere if release else {cores[1 % len(cores)]}), (release, tid)
+core.stop()
+stop.set()
+"""
+
+
+def test_threads_are_on_one_core_but_for_those_let_go() -> None:
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=30)
