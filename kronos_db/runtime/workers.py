@@ -10,6 +10,7 @@ alone. docs/decisions/0003-workers.md has the measurements.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
@@ -18,6 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 import structlog
 from greenlet import getcurrent, greenlet
 
+from kronos_db.runtime.errors import OverloadedError, UnavailableError
 from kronos_db.runtime.reception import Completion, Job, Reception
 
 Key = TypeVar("Key")
@@ -30,7 +32,8 @@ _log = structlog.get_logger(__name__)
 class Gatherer(Generic[Key, Value]):
     """Turns concurrent look-ups of one kind into one. `fetch` takes distinct keys and returns what it found of them.
 
-    A look-up that fails because of one key fails for that key alone: the others are fetched again without it.
+    A look-up that fails because of one key fails for that key alone: the others are fetched again without it. When the
+    database is away or full it fails for all at once: no key is at fault.
     """
 
     def __init__(self, fetch: Callable[[Sequence[Key]], Mapping[Key, Value]]) -> None:
@@ -47,6 +50,9 @@ class Gatherer(Generic[Key, Value]):
         """Return for each of `keys` what was found or the exception that it caused; nothing for those not found."""
         try:
             return cast("Mapping[Key, Value | Exception]", self._fetch(keys))
+        except (UnavailableError, OverloadedError) as error:
+            # Trying each alone would hold this thread for as many time-outs as there are keys.
+            return dict.fromkeys(keys, error)
         except Exception as error:  # noqa: BLE001  # handed to the calls that asked
             if len(keys) == 1:
                 return {keys[0]: error}
@@ -125,7 +131,7 @@ class _Worker(threading.Thread):
         self._count = 0
         self._idle: list[_Call] = []
         # Calls that want to block, and wait until nobody is set aside.
-        self._unsettled: list[_Call] = []
+        self._unsettled: deque[_Call] = deque()
 
     def run(self) -> None:
         self._main = getcurrent()
@@ -183,6 +189,6 @@ class _Worker(threading.Thread):
                         call.throw(value)
                     else:
                         call.switch(value)
-        unsettled, self._unsettled = self._unsettled, []
-        for call in unsettled:
-            call.switch()
+        if self._unsettled:
+            # One at a time: what it does next may set calls aside, who then go on before the next one blocks.
+            self._unsettled.popleft().switch()

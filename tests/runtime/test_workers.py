@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kronos_db.runtime import deadline
+from kronos_db.runtime.errors import KronosError, OverloadedError, UnavailableError
 from kronos_db.runtime.reception import Completion
 from kronos_db.runtime.workers import Gatherer, Workers, about_to_block
 from tests.parts.eventually import eventually
@@ -129,6 +130,26 @@ def test_a_poisoned_key_fails_alone(one: Workers, fetching: Fetching) -> None:
     assert [str(results[number]) for number in (1, 3)] == ["poisoned by [13]"] * 2
     # Each was tried again alone, once.
     assert fetching.asked == [[12, 13, 14], [12], [13], [14]]
+
+
+@pytest.mark.parametrize("kind", [UnavailableError, OverloadedError])
+def test_a_database_that_is_away_is_asked_once_for_all(one: Workers, kind: type[KronosError]) -> None:
+    asked: list[list[int]] = []
+
+    def away(keys: Sequence[int]) -> Mapping[int, int]:
+        asked.append(list(keys))
+        raise kind
+
+    gatherer = Gatherer(away)
+    go = _held_up(one)
+    jobs = Jobs(one)
+    for key in (1, 2, 3):
+        jobs.add(lambda key=key: gatherer.get(key))  # type: ignore[misc]
+    go.set()
+    results = jobs.wait()
+
+    assert [type(results[number]) for number in range(3)] == [kind] * 3
+    assert asked == [[1, 2, 3]]
 
 
 def test_gatherers_do_not_mix(one: Workers) -> None:
