@@ -134,6 +134,10 @@ class StatementTimeoutError(KronosError):
     """A statement ran into its time limit."""
 
 
+class PositionLostError(KronosError):
+    """Changes after the position of a watcher were removed already, or it is of another history of the database."""
+
+
 class SealBrokenError(KronosError):
     """A sealed value does not open: it was moved, altered, or its key is gone."""
 
@@ -167,6 +171,11 @@ RUNTIME_ERRORS: Mapping[type[KronosError], Answer] = {
     ConflictError: Answer(Code.ABORTED, "CONFLICT", "Concurrent changes kept colliding; try again."),
     StatementTimeoutError: Answer(
         Code.DEADLINE_EXCEEDED, "STATEMENT_TIMEOUT", "The database did not answer within its time limit."
+    ),
+    PositionLostError: Answer(
+        Code.OUT_OF_RANGE,
+        "RESUME_TOKEN_EXPIRED",
+        "Changes after this resume_token are no longer kept; read everything anew and watch without one.",
     ),
     SealBrokenError: Answer(
         Code.DATA_LOSS, "SEALED_VALUE_INVALID", "A sealed value of field {field} does not open in its record."

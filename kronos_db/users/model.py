@@ -18,6 +18,23 @@ class State(enum.IntEnum):
     SUSPENDED = 2
 
 
+class Event(enum.StrEnum):
+    """What happened to a user, as those who watch are told."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    SUSPENDED = "suspended"
+    REACTIVATED = "reactivated"
+    DELETED = "deleted"
+    UNDELETED = "undeleted"
+    ERASED = "erased"
+    PASSWORD_SET = "password_set"  # noqa: S105  # a name
+
+
+# The kind of record that a user is in the log of changes.
+KIND = "user"
+
+
 class User(NamedTuple):
     """A user as stored; `email` and `phone` are sealed.
 
@@ -65,18 +82,19 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change of state: from which states it is allowed, and what it makes of them. None leaves a part as it is."""
+    """A change of state: what it is called, from which states it is allowed, what it makes of them (None: nothing)."""
 
+    event: Event
     allowed: Sequence[State]
     from_deleted: bool
     to_state: State | None = None
     to_deleted: bool | None = None
 
 
-SUSPEND = Transition([State.ACTIVE], from_deleted=False, to_state=State.SUSPENDED)
-REACTIVATE = Transition([State.SUSPENDED], from_deleted=False, to_state=State.ACTIVE)
-DELETE = Transition([State.ACTIVE, State.SUSPENDED], from_deleted=False, to_deleted=True)
-UNDELETE = Transition([State.ACTIVE, State.SUSPENDED], from_deleted=True, to_deleted=False)
+SUSPEND = Transition(Event.SUSPENDED, [State.ACTIVE], from_deleted=False, to_state=State.SUSPENDED)
+REACTIVATE = Transition(Event.REACTIVATED, [State.SUSPENDED], from_deleted=False, to_state=State.ACTIVE)
+DELETE = Transition(Event.DELETED, [State.ACTIVE, State.SUSPENDED], from_deleted=False, to_deleted=True)
+UNDELETE = Transition(Event.UNDELETED, [State.ACTIVE, State.SUSPENDED], from_deleted=True, to_deleted=False)
 
 
 class Order(enum.Enum):

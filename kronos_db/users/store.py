@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from psycopg.types.json import Jsonb
 
+from kronos_db.runtime.database import changes
 from kronos_db.runtime.database.database import Database, Transaction
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
@@ -15,10 +16,12 @@ from kronos_db.runtime.database.queries import load_queries
 from kronos_db.runtime.errors import ConflictError, FieldViolation
 from kronos_db.runtime.workers import Gatherer
 from kronos_db.users.model import (
+    KIND,
     TAKEN,
     Change,
     Credential,
     EtagMismatchError,
+    Event,
     Listing,
     NewUser,
     Transition,
@@ -83,6 +86,8 @@ class UsersStore:
             created = {user.id: user for user in tx.fetch_all(self._queries["create"], _columns(new), User)}
             if len(created) < len(new):
                 raise self._conflict(tx, new, list(created))
+            for user in new:
+                _note(tx, Event.CREATED, created[user.id])
             return [created[user.id] for user in new]
 
         return self._database.write(work, mutation)
@@ -103,7 +108,7 @@ class UsersStore:
         }
 
         def work(tx: Transaction) -> User:
-            return self._changed(tx, "update", params)
+            return self._changed(tx, "update", params, Event.UPDATED)
 
         try:
             return self._database.write(work, mutation)
@@ -124,14 +129,14 @@ class UsersStore:
         }
 
         def work(tx: Transaction) -> User:
-            return self._changed(tx, "change_state", params)
+            return self._changed(tx, "change_state", params, transition.event)
 
         return self._database.write(work, mutation)
 
     def erase(self, user_id: str, version: int | None, mutation: Mutation[User, Reply]) -> Reply:
         """Remove a user for good. Raises UserNotFoundError or EtagMismatchError."""
         params = {"id": user_id, "version": version}
-        return self._database.write(lambda tx: self._changed(tx, "erase", params), mutation)
+        return self._database.write(lambda tx: self._changed(tx, "erase", params, Event.ERASED), mutation)
 
     def set_password_hash(
         self, user_id: str, version: int | None, password_hash: str, mutation: Mutation[User, Reply]
@@ -139,7 +144,7 @@ class UsersStore:
         """Set the password hash of a user. Raises UserNotFoundError, UserStateError or EtagMismatchError."""
 
         def work(tx: Transaction) -> User:
-            user = self._changed(tx, "touch", {"id": user_id, "version": version})
+            user = self._changed(tx, "touch", {"id": user_id, "version": version}, Event.PASSWORD_SET)
             tx.execute(self._queries["set_password_hash"], {"id": user_id, "password_hash": password_hash})
             return user
 
@@ -154,10 +159,11 @@ class UsersStore:
         params = {"id": user_id, "previous": previous, "password_hash": password_hash}
         self._database.execute(self._queries["upgrade_password_hash"], params)
 
-    def _changed(self, tx: Transaction, query: str, params: Mapping[str, Any]) -> User:
+    def _changed(self, tx: Transaction, query: str, params: Mapping[str, Any], event: Event) -> User:
         """Run a change of one user and return the row; when there was none to change, raise why."""
         changed = tx.fetch_one(self._queries[query], params, User)
         if changed is not None:
+            _note(tx, event, changed)
             return changed
         user = tx.fetch_one(self._queries["get_by_id"], {"key": params["id"]}, User)
         if user is None:
@@ -186,6 +192,11 @@ def _columns(new: Sequence[NewUser]) -> dict[str, list[Any]]:
         "display_names": [user.display_name for user in new],
         "attributes": [Jsonb(user.attributes) for user in new],
     }
+
+
+def _note(tx: Transaction, event: Event, user: User) -> None:
+    # No names and no addresses: who watches may not be who may read, and what is erased is not to live on here.
+    tx.note(changes.Change(KIND, user.id, {"event": event, "version": user.version}))
 
 
 def _wrong_state(user: User) -> UserStateError:

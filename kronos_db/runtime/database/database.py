@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+from uuid import UUID
 
 import psycopg
 import structlog
 
 from kronos_db.runtime import deadline
+from kronos_db.runtime.database.changes import Change, ChangeLog, Noted, Page, Position
 from kronos_db.runtime.database.failures import Failure, classify, translate, violates
 from kronos_db.runtime.database.idempotency import PRIMARY_KEY, Idempotency, Mutation, Reply, Result
 from kronos_db.runtime.database.pool import Connection, Pool
 from kronos_db.runtime.database.queries import Query
-from kronos_db.runtime.errors import ConflictError
+from kronos_db.runtime.errors import ConflictError, PositionLostError
 from kronos_db.runtime.workers import about_to_block
 
 Row = TypeVar("Row")
@@ -27,11 +29,30 @@ _FIRST_PAUSE = 0.005
 _log = structlog.get_logger(__name__)
 
 
+class Copies(Protocol):
+    """Who keeps copies of the data and has to drop those that a write made old."""
+
+    @property
+    def holder(self) -> UUID:
+        """Names those who drop their copies with `outdate` itself; everybody else must be waited for."""
+
+    def outdate(self, tags: Sequence[str], snapshot: str, others: bool) -> None:
+        """Return when no copy that depends on one of `tags` is answered from that was read before `snapshot`.
+
+        `others` tells whether there are holders beside our own.
+        """
+
+
 class Transaction:
     """The statements of one transaction, or of one autocommitted read."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.changes: list[Change] = []
+
+    def note(self, change: Change) -> None:
+        """Note what the transaction changes: copies of it are dropped before the write is acknowledged."""
+        self.changes.append(change)
 
     def fetch_all(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
         """Run `query`; return `make(*columns)` of every row."""
@@ -60,13 +81,24 @@ class UnconfirmedCommitError(psycopg.OperationalError):
     """COMMIT was answered, but not in a way that vouches for the transaction: as good as a lost connection."""
 
 
+class _Written(NamedTuple):
+    """A committed write: its reply, what it made old, and the snapshot after it when it made anything old."""
+
+    reply: Any
+    tags: Sequence[str]
+    snapshot: str
+    others: bool
+
+
 class Database:
-    """The database of one domain, through its own role."""
+    """The database of one domain, through its own role. `copies` is told of what writes make old."""
 
     def __init__(self, domain: str, pool: Pool) -> None:
         self.domain = domain
         self.pool = pool
+        self.copies: Copies | None = None
         self._idempotency = Idempotency(domain)
+        self._log = ChangeLog(domain)
 
     def fetch_all(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
         """Run one read in one round trip; return `make(*columns)` of every row."""
@@ -88,40 +120,93 @@ class Database:
         """Run `work` in one transaction and return its reply; a repeat of the call returns the first reply.
 
         `work` may run more than once and must touch nothing but its transaction. What it raises rolls everything
-        back. Raises RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError,
-        StatementTimeoutError.
+        back. Before it returns, no copy of what the write changed is answered from anywhere. Raises
+        RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError, StatementTimeoutError.
         """
-        return self._attempt(_confirmed(lambda connection: self._write_once(connection, work, mutation)))
+        written = self._attempt(_confirmed(lambda connection: self._write_once(connection, work, mutation)))
+        if written.tags and self.copies is not None:
+            self.copies.outdate(written.tags, written.snapshot, written.others)
+        reply: Reply = written.reply
+        return reply
+
+    def changes_since(self, position: Position, limit: int) -> Page:
+        """Return at most `limit` changes that became visible after `position`, in commit order.
+
+        Raises PositionLostError when some of them were removed already.
+        """
+        params = {
+            "seen": position.seen,
+            "until": position.until,
+            "place": position.place,
+            "part": position.part,
+            "limit": limit,
+        }
+        rows = self.fetch_all(self._log.queries["since"], params, lambda *row: row)
+        snapshot, purged = rows[0][0], rows[0][1]
+        if purged >= int(position.seen.partition(":")[0]):
+            raise PositionLostError(f"changes of {self.domain} up to transaction {purged} were removed")
+        found = [
+            Noted(Change(kind, record_id, body), place, part, time)
+            for _, _, place, part, kind, record_id, body, time in rows
+            if place is not None
+        ]
+        more = len(found) == limit
+        end = Position(position.seen, snapshot, found[-1].place, found[-1].part) if more else Position(snapshot)
+        return Page(found, position, snapshot, end)
+
+    def snapshot(self) -> str:
+        """Return the snapshot now, as text."""
+        return self.fetch_all(self._log.queries["now"], {}, str)[0]
+
+    def purge_changes(self, kept: float, limit: int = 1000) -> int:
+        """Remove at most `limit` changes older than `kept` seconds; return how many that were."""
+        return self.fetch_one(self._log.queries["purge"], {"kept": kept, "limit": limit}, int) or 0
 
     def _write_once(
         self, connection: Connection, work: Callable[[Transaction], Result], mutation: Mutation[Result, Reply]
-    ) -> Reply:
+    ) -> _Written:
+        transaction = Transaction(connection)
+        after = None
         try:
             with _rolled_back_on_error(connection):
                 with connection.pipeline():
                     connection.execute("BEGIN", binary=True)
-                    reply = mutation.reply(work(Transaction(connection)))
+                    reply = mutation.reply(work(transaction))
                     if not mutation.validate_only:
-                        self._idempotency.keep(connection, mutation, reply)
+                        tags = _tags(transaction.changes)
+                        self._idempotency.keep(connection, mutation, reply, tags)
+                        self._append(connection, transaction.changes)
                         commit = connection.execute("COMMIT", binary=True)
+                        after = self._look_after_commit(connection, tags)
                 if mutation.validate_only:
                     # Not in the pipeline: psycopg forgets its prepared statements when it sees a ROLLBACK, and would
                     # send DEALLOCATE ALL only after the next statement was prepared.
                     connection.execute("ROLLBACK", binary=True)
-                    return reply
+                    return _Written(reply, (), "", others=False)
         except Exception as error:
             # The write may have failed because an earlier attempt of the same call went through: then its reply counts.
             if isinstance(error, psycopg.Error) and classify(error) is not Failure.FINAL:
                 raise
             earlier = self._idempotency.recall(connection, mutation)
             if earlier is not None:
-                return earlier
+                # Whoever made that attempt may not have lived to drop the copies.
+                return _written(earlier.reply, earlier.tags, self._look_after_commit(connection, earlier.tags))
             if isinstance(error, psycopg.Error) and violates(error, PRIMARY_KEY):
                 raise ConflictError("the earlier answer of this call was purged in between") from error
             raise
         if commit.statusmessage != "COMMIT":
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
-        return reply
+        return _written(reply, tags, after)
+
+    def _append(self, connection: Connection, changes: Sequence[Change]) -> None:
+        if changes:
+            connection.execute(self._log.queries["append"].text, self._log.columns(changes), binary=True)
+
+    def _look_after_commit(self, connection: Connection, tags: Sequence[str]) -> psycopg.Cursor[Any] | None:
+        """Ask for the snapshot, and for other holders of copies, in the round trip of the COMMIT."""
+        if not tags or self.copies is None:
+            return None
+        return connection.execute(self._log.queries["after_commit"].text, {"holder": self.copies.holder}, binary=True)
 
     def _attempt(self, run: Callable[[Connection], Result]) -> Result:
         about_to_block()
@@ -137,6 +222,17 @@ class Database:
                 _log.warning("database attempt failed", domain=self.domain, attempt=attempt, sqlstate=error.sqlstate)
             time.sleep(pause)
         raise AssertionError("unreachable")
+
+
+def _tags(changes: Sequence[Change]) -> list[str]:
+    return sorted({tag for change in changes for tag in change.tags})
+
+
+def _written(reply: Any, tags: Sequence[str], after: psycopg.Cursor[Any] | None) -> _Written:
+    if after is None:
+        return _Written(reply, (), "", others=False)
+    snapshot, others = after.fetchone() or ("", False)
+    return _Written(reply, tags, snapshot, others)
 
 
 def _confirmed(run: Callable[[Connection], Result]) -> Callable[[Connection], Result]:

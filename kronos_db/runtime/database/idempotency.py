@@ -8,7 +8,7 @@ outcome was lost is resolved by simply attempting again.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -45,13 +45,23 @@ class Mutation(Generic[Result, Reply]):
     validate_only: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier(Generic[Reply]):
+    """What an earlier attempt of a call answered, and which copies it made old."""
+
+    reply: Reply
+    tags: Sequence[str]
+
+
 class Idempotency:
     """The idempotency table of one domain."""
 
     def __init__(self, schema: str) -> None:
         self._queries = load_queries(Path(__file__).with_name("idempotency.sql"), schema)
 
-    def keep(self, connection: Connection, mutation: Mutation[Result, Reply], reply: Reply) -> None:
+    def keep(
+        self, connection: Connection, mutation: Mutation[Result, Reply], reply: Reply, tags: Sequence[str]
+    ) -> None:
         """Queue the row that holds `reply`; the transaction fails on PRIMARY_KEY when the call was answered before."""
         if random.randrange(_PURGE_ODDS) == 0:
             connection.execute(self._queries["purge"].text, binary=True)
@@ -60,11 +70,12 @@ class Idempotency:
             "request_id": mutation.request_id,
             "fingerprint": mutation.fingerprint,
             "reply": mutation.encode(reply),
+            "tags": tags,
             "window": mutation.window,
         }
         connection.execute(self._queries["keep"].text, params, binary=True)
 
-    def recall(self, connection: Connection, mutation: Mutation[Result, Reply]) -> Reply | None:
+    def recall(self, connection: Connection, mutation: Mutation[Result, Reply]) -> Earlier[Reply] | None:
         """Return the stored answer of this call, or None when it was never answered.
 
         Raises RequestIdReusedError when the id was used for another request.
@@ -73,9 +84,9 @@ class Idempotency:
         row = connection.execute(self._queries["recall"].text, params, binary=True).fetchone()
         if row is None:
             return None
-        fingerprint, reply = row
+        fingerprint, reply, tags = row
         if fingerprint != mutation.fingerprint:
             raise RequestIdReusedError(
                 violations=[FieldViolation("request_id", "was used before with another request")]
             )
-        return mutation.decode(reply)
+        return Earlier(mutation.decode(reply), tags)

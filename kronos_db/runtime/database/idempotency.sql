@@ -1,15 +1,15 @@
 -- name: keep
 -- Stores the answer of a call; conflicts on the primary key when the call was answered before.
-INSERT INTO {schema}.idempotency (caller, request_id, fingerprint, reply, expire_time)
+INSERT INTO {schema}.idempotency (caller, request_id, fingerprint, reply, tags, expire_time)
 VALUES (
-    %(caller)s, %(request_id)s, %(fingerprint)s, %(reply)s,
+    %(caller)s, %(request_id)s, %(fingerprint)s, %(reply)s, %(tags)s::text[],
     now() + make_interval(secs => %(window)s)
 );
 
 -- name: recall
 -- The answer of a call: for its window at least, and until it is purged. The lock makes this a write, whose own commit
 -- waits until a synchronous standby has it, and with it the commit that it tells of.
-SELECT fingerprint, reply
+SELECT fingerprint, reply, tags
 FROM {schema}.idempotency
 WHERE caller = %(caller)s AND request_id = %(request_id)s
 FOR SHARE;

@@ -1,0 +1,115 @@
+"""The log of changes of one domain: written by the transactions that change something, read in commit order.
+
+A write notes each change in its own transaction, with a number that it draws at the end, when it holds all of its
+locks. A reader asks for what became visible since a snapshot that it has seen: whatever the order of the commits, that
+is neither too much nor too little, and no lock is held for it. Between two reads the order is that in which the
+commits became visible; within one read it is that of the numbers, which no commit contradicts that anybody could have
+seen: a transaction that waited for another, or began after it was acknowledged, has the higher one.
+
+docs/decisions/0007-copies.md has the argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from kronos_db.runtime.database.queries import Query, load_queries
+
+# Kept for those who watch and were away, in seconds.
+KEPT = 7 * 86_400.0
+_MOST_IN_PROGRESS = 0xFFFF
+_BITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of one record: `kind` of record, its id, and what is told to those who watch (JSON)."""
+
+    kind: str
+    record_id: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tags(self) -> tuple[str, str]:
+        """What copies may depend on that this change makes old: the record, and all records of its kind."""
+        return tag(self.kind, self.record_id), tag(self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A change as it is read from the log: with its place among the transactions, and its part in its own."""
+
+    change: Change
+    place: int
+    part: int
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a reader is: it has everything visible in the snapshot `seen`.
+
+    With `until` it is in the middle of what became visible between the two, and has that up to `place` and `part`.
+    """
+
+    seen: str
+    until: str | None = None
+    place: int = 0
+    part: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What was read: changes, the position behind each of them is `at(index)`, and the one behind them all."""
+
+    changes: Sequence[Noted]
+    start: Position
+    snapshot: str
+    end: Position
+
+    def at(self, index: int) -> Position:
+        """Return the position behind the change at `index`."""
+        if index == len(self.changes) - 1:
+            return self.end
+        change = self.changes[index]
+        return Position(self.start.seen, self.snapshot, change.place, change.part)
+
+
+def tag(kind: str, record_id: str = "") -> str:
+    """Return the name by which copies depend on one record, or on all records of a kind."""
+    return f"{kind}:{record_id}" if record_id else kind
+
+
+def moment(snapshot: str) -> int:
+    """Return a number that orders snapshots of one database: the later of two has the greater, equal ones the same.
+
+    A snapshot `xmin:xmax:xip,…` sees every transaction below xmax but those in the list. As time passes xmax only
+    grows, and while it stays the list only shrinks.
+    """
+    _, xmax, in_progress = snapshot.split(":")
+    count = in_progress.count(",") + 1 if in_progress else 0
+    if count > _MOST_IN_PROGRESS:
+        raise ValueError("more transactions in progress than a moment has room for")
+    return int(xmax) << _BITS | (_MOST_IN_PROGRESS - count)
+
+
+class ChangeLog:
+    """Texts and shapes of the log of one domain; whoever uses it brings the connection or the database."""
+
+    def __init__(self, schema: str) -> None:
+        self.queries: Mapping[str, Query] = load_queries(Path(__file__).with_name("changes.sql"), schema)
+
+    @staticmethod
+    def columns(changes: Sequence[Change]) -> Mapping[str, list[Any]]:
+        """Return the parameters of `append`."""
+        return {
+            "kinds": [change.kind for change in changes],
+            "record_ids": [change.record_id for change in changes],
+            "bodies": [Jsonb(change.body) for change in changes],
+        }

@@ -1,0 +1,55 @@
+-- name: append
+-- Notes what a transaction changed, as its last statement before COMMIT. The number is drawn once for all rows.
+INSERT INTO {schema}.change (place, part, kind, record_id, body)
+SELECT (SELECT nextval('{schema}.change_place')), part, kind, record_id, body
+FROM unnest(%(kinds)s::text[], %(record_ids)s::text[], %(bodies)s::jsonb[])
+    WITH ORDINALITY AS item (kind, record_id, body, part);
+
+-- name: after_commit
+-- The snapshot after a commit, and whether anybody else keeps copies.
+SELECT pg_current_snapshot()::text, EXISTS (SELECT FROM {schema}.copy_holder WHERE id <> %(holder)s::uuid);
+
+-- name: now
+-- The snapshot now.
+SELECT pg_current_snapshot()::text;
+
+-- name: since
+-- What became visible after one snapshot and until another, or until now, in the order of the commits. One row at
+-- least, so that the snapshot is told when there is nothing.
+SELECT snapshot.now::text, horizon.purged::text::bigint, change.place, change.part, change.kind, change.record_id,
+    change.body, change.create_time
+FROM (SELECT COALESCE(%(until)s::pg_snapshot, pg_current_snapshot()) AS now) AS snapshot
+CROSS JOIN {schema}.change_horizon AS horizon
+LEFT JOIN LATERAL (
+    SELECT place, part, kind, record_id, body, create_time
+    FROM {schema}.change
+    WHERE xid >= pg_snapshot_xmin(%(seen)s::pg_snapshot)
+        AND NOT pg_visible_in_snapshot(xid, %(seen)s::pg_snapshot)
+        AND pg_visible_in_snapshot(xid, snapshot.now)
+        AND (place, part) > (%(place)s::bigint, %(part)s::integer)
+    ORDER BY place, part
+    LIMIT %(limit)s
+) AS change ON true
+ORDER BY change.place, change.part;
+
+-- name: purge
+-- Removes old changes, and remembers up to where.
+WITH old AS (
+    SELECT xid, part
+    FROM {schema}.change
+    WHERE create_time < now() - make_interval(secs => %(kept)s)
+    ORDER BY create_time
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM {schema}.change AS change
+    USING old
+    WHERE change.xid = old.xid AND change.part = old.part
+    RETURNING change.xid
+), newest AS (
+    SELECT xid FROM gone ORDER BY xid DESC LIMIT 1
+), noted AS (
+    UPDATE {schema}.change_horizon SET purged = GREATEST(purged, (SELECT xid FROM newest))
+    WHERE EXISTS (SELECT FROM newest)
+)
+SELECT count(*) FROM gone;
