@@ -149,6 +149,10 @@ class Settings(BaseSettings):
         None, description="redis://, rediss:// or unix:// URL. Without it the server is slower, never wrong."
     )
 
+    cache_memory_bytes: int = Field(
+        32 * 1024 * 1024, ge=0, le=1 << 36, description="Copies of data in the memory of each process; 0 keeps none."
+    )
+
     master_key_file: Path | None = Field(None, description="File with the master keys, mode 0600. Required by `serve`.")
     access_file: Path | None = Field(None, description="TOML file: which caller may call what. Required by `serve`.")
     public_services: Literal["none", "health", "health+reflection"] = Field(

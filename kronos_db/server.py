@@ -21,10 +21,16 @@ from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, SettingsError
 from kronos_db.runtime.affinity import OneCore
+from kronos_db.runtime.cache.board import Board
+from kronos_db.runtime.cache.coherence import Coherence
+from kronos_db.runtime.cache.engine import Cache
+from kronos_db.runtime.cache.memory import Memory
+from kronos_db.runtime.cache.remote import Remote
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
 from kronos_db.runtime.database.data_keys import DataKeys
+from kronos_db.runtime.database.holders import Holders
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
@@ -74,12 +80,14 @@ class Server:
     """One serving process: gRPC, ops port and the domains behind them.
 
     `start` returns when calls are answered, and waits for PostgreSQL and for pending migrations until then; meanwhile
-    the ops port tells what is missing. `slot` is its place among processes that share a port, None when it is alone.
+    the ops port tells what is missing. `slot` is its place among processes that share a port, None when it is alone;
+    `shared` is their common folder.
     """
 
-    def __init__(self, settings: Settings, slot: int | None = None) -> None:
+    def __init__(self, settings: Settings, slot: int | None = None, shared: Path | None = None) -> None:
         self._settings = settings
         self._slot = slot
+        self._shared = shared
         self._masters = _masters(settings)
         self.registry: CollectorRegistry = new_registry()
         # A check may wait for a connection, and is to say so itself.
@@ -101,6 +109,8 @@ class Server:
             ThreadPoolExecutor(settings.compute_threads, "compute", initializer=self._core.release),
             ThreadPoolExecutor(_STREAM_THREADS, "stream"),
         )
+        self._coherence = {domain: self._keep_copies(domain) for domain in SERVED}
+        self._remotes: list[Remote] = []
         self._authentication: Authentication | None = None
         self._grpc: grpc.Server | None = None
         self.grpc_address = settings.grpc_listen
@@ -122,6 +132,8 @@ class Server:
         if not self._schemas_are_ready(stopped):
             return False
         self._grpc = self._build()
+        for coherence in self._coherence.values():
+            coherence.start()
         self._grpc.start()
         if self._settings.cpu_affinity == "one-core":
             self._core.start()
@@ -149,6 +161,10 @@ class Server:
         for pool in self._pools:
             # Without waiting: a handler that outlasted the drain must not hold up the rest.
             pool.shutdown(wait=False, cancel_futures=True)
+        for coherence in self._coherence.values():
+            coherence.stop()
+        for remote in self._remotes:
+            remote.close()
         for database in self._databases.values():
             database.pool.close()
         self._ops.stop()
@@ -203,15 +219,35 @@ class Server:
         self._listen(server)
         return server
 
+    def _keep_copies(self, domain: str) -> Coherence:
+        board = Board(self._shared / f"{domain}.board" if self._shared else None)
+        database = self._databases[domain]
+        coherence = Coherence(domain, board, Holders(database, board.holder), f"kronos_db_{domain}")
+        database.copies = coherence
+        return coherence
+
+    def _caches(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Cache]:
+        """Return the cache of each domain; all of them share the memory that is set for copies."""
+        memory = Memory(self._settings.cache_memory_bytes)
+        url = self._settings.redis_url
+        caches = {}
+        for domain, ring in rings.items():
+            remote = Remote(url.get_secret_value(), ring.subkey("cache")) if url else None
+            self._remotes += [remote] if remote else []
+            caches[domain] = Cache(self._coherence[domain].board, memory, remote)
+        return caches
+
     def _policy(self) -> Policy:
         return load_policy(_access_file(self._settings), self._paths, _public(self._settings, self._paths))
 
     def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
         settings = self._settings
+        caches = self._caches(rings)
         users_service = UsersService(
             UsersStore(self._databases["users"]),
             Passwords(settings.password_memory_kib, settings.password_iterations),
             PageTokens(rings["users"].subkey("page token")),
+            caches["users"],
         )
         users_pb2_grpc.add_UsersServiceServicer_to_server(users_service, registrar)
 

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from kronos_db.runtime.errors import Answer, Code, FieldViolation, KronosError
 
@@ -33,6 +33,8 @@ class Event(enum.StrEnum):
 
 # The kind of record that a user is in the log of changes.
 KIND = "user"
+# By which of its names a user is looked up: the id, the normalised username, the blind index of the e-mail.
+Key: TypeAlias = Literal["id", "username", "email"]
 
 
 class User(NamedTuple):
@@ -54,6 +56,13 @@ class User(NamedTuple):
     create_time: datetime
     update_time: datetime
     delete_time: datetime | None
+
+    def key(self, key: Key) -> str:
+        """Return the name of the user that look-ups by `key` go by."""
+        if key == "id":
+            return self.id
+        # The third part of a sealed value is its index.
+        return self.username_key if key == "username" else (self.email or "").rpartition(".")[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,29 +6,23 @@
 id::text, username, username_key, email, phone, display_name, NULLIF(attributes, '{}'), state, version, create_time,
 update_time, delete_time
 
--- name: get_by_ids
+-- name: get_by_id
 -- Users by id; unknown ids are passed over.
 SELECT {columns}
 FROM users.users
-WHERE id = ANY(%(ids)s::uuid[]);
-
--- name: get_by_id
--- One user by id.
-SELECT {columns}
-FROM users.users
-WHERE id = %(key)s::uuid;
+WHERE id = ANY(%(keys)s::uuid[]);
 
 -- name: get_by_username
--- One user by normalised username.
+-- Users by normalised username.
 SELECT {columns}
 FROM users.users
-WHERE username_key = %(key)s;
+WHERE username_key = ANY(%(keys)s::text[]);
 
 -- name: get_by_email
--- One user by the blind index of the e-mail.
+-- Users by the blind index of the e-mail.
 SELECT {columns}
 FROM users.users
-WHERE email_index = %(key)s;
+WHERE email_index = ANY(%(keys)s::text[]);
 
 -- name: create
 -- Creates users, and passes over those that conflict with any other, so that the caller can tell which.

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, get_args
 
 import grpc
 from google.protobuf.json_format import MessageToDict
 from kronos.users.v1 import users_pb2 as pb
 from kronos.users.v1.users_pb2_grpc import UsersServiceServicer
 
+from kronos_db.runtime.cache.engine import Cache, Kind, Loaded, Rules
 from kronos_db.runtime.crypto.normalization import caseless
+from kronos_db.runtime.database.changes import tag
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.paging import PageTokens, page_size
 from kronos_db.runtime.timestamps import from_timestamp, set_timestamp
 from kronos_db.users import model
+from kronos_db.users.model import KIND, Key
 from kronos_db.users.passwords import Passwords
-from kronos_db.users.store import Key, UsersStore
+from kronos_db.users.store import UsersStore
 
 _MAX_ATTRIBUTES_BYTES = 16 * 1024
 _UPDATABLE = ("username", "email", "phone", "display_name", "attributes")
@@ -49,10 +53,14 @@ Changed = TypeVar(
 class UsersService(UsersServiceServicer):
     """The handlers of the contract `kronos.users.v1`."""
 
-    def __init__(self, store: UsersStore, passwords: Passwords, page_tokens: PageTokens) -> None:
+    def __init__(self, store: UsersStore, passwords: Passwords, page_tokens: PageTokens, cache: Cache) -> None:
         self._store = store
         self._passwords = passwords
         self._page_tokens = page_tokens
+        # Users as messages on the wire, sealed: what goes into an answer, and what may be kept anywhere.
+        self._users: Mapping[Key, Kind] = {
+            key: cache.kind(Rules(f"users by {key}"), partial(self._load, key)) for key in get_args(Key)
+        }
 
     def CreateUser(self, request: pb.CreateUserRequest, context: grpc.ServicerContext) -> pb.CreateUserResponse:
         """Create one user."""
@@ -75,8 +83,12 @@ class UsersService(UsersServiceServicer):
 
     def GetUser(self, request: pb.GetUserRequest, context: grpc.ServicerContext) -> pb.GetUserResponse:
         """Return one user."""
+        key, value = _key(request)
+        user = self._users[key].get(value)
+        if user is None:
+            raise model.UserNotFoundError
         response = pb.GetUserResponse()
-        _fill(response.user, self._store.get(*_key(request)))
+        response.user.MergeFromString(user)
         return response
 
     def BatchGetUsers(
@@ -84,12 +96,12 @@ class UsersService(UsersServiceServicer):
     ) -> pb.BatchGetUsersResponse:
         """Return the users that exist and name the ids that do not."""
         ids = [text.lower() for text in request.ids]
-        found = self._store.get_many(ids)
+        found = self._users["id"].get_many(ids)
         response = pb.BatchGetUsersResponse(missing_ids=[user_id for user_id in ids if user_id not in found])
         add = response.users.add
         for user_id in ids:
             if user_id in found:
-                _fill(add(), found[user_id])
+                add().MergeFromString(found[user_id])
         return response
 
     def ListUsers(self, request: pb.ListUsersRequest, context: grpc.ServicerContext) -> pb.ListUsersResponse:
@@ -162,6 +174,13 @@ class UsersService(UsersServiceServicer):
         active = credential.state == model.State.ACTIVE
         outcome = pb.PASSWORD_OUTCOME_ACCEPTED if active else pb.PASSWORD_OUTCOME_SUSPENDED
         return pb.VerifyPasswordResponse(outcome=outcome, user_id=credential.user_id)
+
+    def _load(self, key: Key, values: Sequence[str]) -> Mapping[str, Loaded]:
+        """Read users for the cache: each depends on itself alone, under whichever name it was asked for."""
+        users = self._store.get_many(key, values)
+        return {
+            value: Loaded(_message(user).SerializeToString(), (tag(KIND, user.id),)) for value, user in users.items()
+        }
 
     def _change_state(
         self, request: Any, transition: model.Transition, mutation: Mutation[model.User, Changed]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from psycopg.types.json import Jsonb
 
@@ -14,7 +14,6 @@ from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
 from kronos_db.runtime.errors import ConflictError, FieldViolation
-from kronos_db.runtime.workers import Gatherer
 from kronos_db.users.model import (
     KIND,
     TAKEN,
@@ -22,6 +21,7 @@ from kronos_db.users.model import (
     Credential,
     EtagMismatchError,
     Event,
+    Key,
     Listing,
     NewUser,
     Transition,
@@ -32,8 +32,6 @@ from kronos_db.users.model import (
 
 QUERIES = Path(__file__).with_name("queries.sql")
 Reply = TypeVar("Reply")
-# By which of its names a user is looked up; e-mails by their blind index.
-Key: TypeAlias = Literal["id", "username", "email"]
 
 
 class UsersStore:
@@ -42,23 +40,11 @@ class UsersStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queries = load_queries(QUERIES, "users")
-        self._by_id: Gatherer[str, User] = Gatherer(self.get_many)
 
-    def get(self, key: Key, value: str) -> User:
-        """Return one user. Raises UserNotFoundError."""
-        if key == "id":
-            user = self._by_id.get(value)
-        else:
-            user = self._database.fetch_one(self._queries[f"get_by_{key}"], {"key": value}, User)
-        if user is None:
-            raise UserNotFoundError
-        return user
-
-    def get_many(self, ids: Sequence[str]) -> Mapping[str, User]:
-        """Return those of `ids` that exist."""
-        # One text, which PostgreSQL takes apart: psycopg would look at each id to make an array of them.
-        users = self._database.fetch_all(self._queries["get_by_ids"], {"ids": f"{{{','.join(ids)}}}"}, User)
-        return {user.id: user for user in users}
+    def get_many(self, key: Key, values: Sequence[str]) -> Mapping[str, User]:
+        """Return the users that have one of `values` as their `key`, by it."""
+        users = self._database.fetch_all(self._queries[f"get_by_{key}"], {"keys": _as_array(key, values)}, User)
+        return {user.key(key): user for user in users}
 
     def list_page(self, listing: Listing) -> list[User]:
         """Return at most `listing.limit` users after `listing.after`."""
@@ -165,7 +151,7 @@ class UsersStore:
         if changed is not None:
             _note(tx, event, changed)
             return changed
-        user = tx.fetch_one(self._queries["get_by_id"], {"key": params["id"]}, User)
+        user = tx.fetch_one(self._queries["get_by_id"], {"keys": _as_array("id", [params["id"]])}, User)
         if user is None:
             raise UserNotFoundError
         if params["version"] is not None and user.version != params["version"]:
@@ -180,6 +166,11 @@ class UsersStore:
             return ConflictError("the user in the way was erased in between")
         position, constraint = found
         return TAKEN[constraint](new[position - 1].path)
+
+
+def _as_array(key: Key, values: Sequence[str]) -> str | list[str]:
+    # Ids as one text, which PostgreSQL takes apart: psycopg would look at each to make an array of them.
+    return f"{{{','.join(values)}}}" if key == "id" else list(values)
 
 
 def _columns(new: Sequence[NewUser]) -> dict[str, list[Any]]:

@@ -136,10 +136,10 @@ def test_the_username_prefix_uses_an_index(many_users: Plans, order: str) -> Non
 @pytest.mark.parametrize(
     ("query", "params", "index"),
     [
-        ("get_by_id", {"key": uuid7()}, "users_pkey"),
-        ("get_by_ids", {"ids": [uuid7() for _ in range(100)]}, "users_pkey"),
-        ("get_by_username", {"key": "user000500"}, "users_username"),
-        ("get_by_email", {"key": "mail500"}, "users_email"),
+        ("get_by_id", {"keys": [uuid7()]}, "users_pkey"),
+        ("get_by_id", {"keys": [uuid7() for _ in range(100)]}, "users_pkey"),
+        ("get_by_username", {"keys": ["user000500"]}, "users_username"),
+        ("get_by_email", {"keys": ["mail500"]}, "users_email"),
         ("credential_by_id", {"key": uuid7()}, "users_pkey"),
         ("credential_by_username", {"key": "user000500"}, "users_username"),
         ("credential_by_email", {"key": "mail500"}, "users_email"),

@@ -81,6 +81,15 @@ class Page:
         return Position(self.start.seen, self.snapshot, change.place, change.part)
 
 
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """A snapshot and the history that it is of: cluster and database, and the timeline of the cluster."""
+
+    snapshot: str
+    identity: str
+    timeline: str
+
+
 def tag(kind: str, record_id: str = "") -> str:
     """Return the name by which copies depend on one record, or on all records of a kind."""
     return f"{kind}:{record_id}" if record_id else kind

@@ -1,3 +1,7 @@
+-- fragment: timeline
+-- The timeline that is written to now: eight hexadecimal digits. A standby that is promoted begins another.
+left(pg_walfile_name(pg_current_wal_lsn()), 8)
+
 -- name: append
 -- Notes what a transaction changed, as its last statement before COMMIT. The number is drawn once for all rows.
 INSERT INTO {schema}.change (place, part, kind, record_id, body)
@@ -6,12 +10,16 @@ FROM unnest(%(kinds)s::text[], %(record_ids)s::text[], %(bodies)s::jsonb[])
     WITH ORDINALITY AS item (kind, record_id, body, part);
 
 -- name: after_commit
--- The snapshot after a commit, and whether anybody else keeps copies.
-SELECT pg_current_snapshot()::text, EXISTS (SELECT FROM {schema}.copy_holder WHERE id <> %(holder)s::uuid);
+-- The snapshot after a commit, its timeline, and whether anybody else keeps copies.
+SELECT pg_current_snapshot()::text, {timeline}, EXISTS (SELECT FROM {schema}.copy_holder WHERE id <> %(holder)s::uuid);
 
 -- name: now
--- The snapshot now.
-SELECT pg_current_snapshot()::text;
+-- The snapshot now, and its history: the cluster, the database in it, and the timeline.
+SELECT pg_current_snapshot()::text,
+    (SELECT system_identifier FROM pg_control_system()) || '/' || (
+        SELECT oid FROM pg_database WHERE datname = current_database()
+    ),
+    {timeline};
 
 -- name: since
 -- What became visible after one snapshot and until another, or until now, in the order of the commits. One row at

@@ -13,7 +13,7 @@ import psycopg
 import structlog
 
 from kronos_db.runtime import deadline
-from kronos_db.runtime.database.changes import Change, ChangeLog, Noted, Page, Position
+from kronos_db.runtime.database.changes import Change, ChangeLog, Instant, Noted, Page, Position
 from kronos_db.runtime.database.failures import Failure, classify, translate, violates
 from kronos_db.runtime.database.idempotency import PRIMARY_KEY, Idempotency, Mutation, Reply, Result
 from kronos_db.runtime.database.pool import Connection, Pool
@@ -36,10 +36,10 @@ class Copies(Protocol):
     def holder(self) -> UUID:
         """Names those who drop their copies with `outdate` itself; everybody else must be waited for."""
 
-    def outdate(self, tags: Sequence[str], snapshot: str, others: bool) -> None:
+    def outdate(self, tags: Sequence[str], snapshot: str, timeline: str, others: bool) -> None:
         """Return when no copy that depends on one of `tags` is answered from that was read before `snapshot`.
 
-        `others` tells whether there are holders beside our own.
+        `timeline` is that of the snapshot; `others` tells whether there are holders beside our own.
         """
 
 
@@ -86,8 +86,9 @@ class _Written(NamedTuple):
 
     reply: Any
     tags: Sequence[str]
-    snapshot: str
-    others: bool
+    snapshot: str = ""
+    timeline: str = ""
+    others: bool = False
 
 
 class Database:
@@ -125,7 +126,7 @@ class Database:
         """
         written = self._attempt(_confirmed(lambda connection: self._write_once(connection, work, mutation)))
         if written.tags and self.copies is not None:
-            self.copies.outdate(written.tags, written.snapshot, written.others)
+            self.copies.outdate(written.tags, written.snapshot, written.timeline, written.others)
         reply: Reply = written.reply
         return reply
 
@@ -154,9 +155,9 @@ class Database:
         end = Position(position.seen, snapshot, found[-1].place, found[-1].part) if more else Position(snapshot)
         return Page(found, position, snapshot, end)
 
-    def snapshot(self) -> str:
-        """Return the snapshot now, as text."""
-        return self.fetch_all(self._log.queries["now"], {}, str)[0]
+    def instant(self) -> Instant:
+        """Return the snapshot now, and the history that it is of."""
+        return self.fetch_all(self._log.queries["now"], {}, Instant)[0]
 
     def purge_changes(self, kept: float, limit: int = 1000) -> int:
         """Remove at most `limit` changes older than `kept` seconds; return how many that were."""
@@ -182,7 +183,7 @@ class Database:
                     # Not in the pipeline: psycopg forgets its prepared statements when it sees a ROLLBACK, and would
                     # send DEALLOCATE ALL only after the next statement was prepared.
                     connection.execute("ROLLBACK", binary=True)
-                    return _Written(reply, (), "", others=False)
+                    return _Written(reply, ())
         except Exception as error:
             # The write may have failed because an earlier attempt of the same call went through: then its reply counts.
             if isinstance(error, psycopg.Error) and classify(error) is not Failure.FINAL:
@@ -230,9 +231,8 @@ def _tags(changes: Sequence[Change]) -> list[str]:
 
 def _written(reply: Any, tags: Sequence[str], after: psycopg.Cursor[Any] | None) -> _Written:
     if after is None:
-        return _Written(reply, (), "", others=False)
-    snapshot, others = after.fetchone() or ("", False)
-    return _Written(reply, tags, snapshot, others)
+        return _Written(reply, ())
+    return _Written(reply, tags, *(after.fetchone() or ()))
 
 
 def _confirmed(run: Callable[[Connection], Result]) -> Callable[[Connection], Result]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import UUID
 
-from kronos_db.runtime.database.changes import Page, Position, moment
+from kronos_db.runtime.database.changes import Instant, Page, Position, moment
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import load_queries
 
@@ -26,17 +26,20 @@ class Holders:
         self._database = database
         self._queries = load_queries(Path(__file__).with_name("holders.sql"), database.domain)
 
-    def enter(self) -> Position:
-        """Begin to keep copies; return the position from which on changes must be followed.
+    def enter(self) -> Instant:
+        """Begin to keep copies; return the instant from which on changes must be followed.
 
         Only what is read after this returned may be kept: a write that did not see this holder was committed before.
         """
         self._database.execute(self._queries["enter"], {"id": self.own})
-        return Position(self._database.snapshot())
+        return self._database.instant()
 
-    def beat(self, position: Position) -> bool:
-        """Say that this holder lives and has applied everything up to `position`; False when it was counted out."""
-        params = {"id": self.own, "applied": moment(position.seen)}
+    def beat(self, position: Position, timeline: str) -> bool:
+        """Say that this holder lives and has applied everything up to `position`.
+
+        False when it was counted out, or the database goes on in another timeline than `timeline`.
+        """
+        params = {"id": self.own, "applied": moment(position.seen), "timeline": timeline}
         return self._database.execute(self._queries["beat"], params) == 1
 
     def changes(self, position: Position) -> Page:

@@ -29,9 +29,10 @@ INSERT INTO change_horizon (purged) VALUES ('0');
 ALTER TABLE idempotency ADD COLUMN tags text[] NOT NULL DEFAULT '{}';
 
 -- Who keeps copies of this domain's data and answers from them. `applied` is the moment (a number that orders
--- snapshots) up to which a holder has dropped what was changed; `beat` grows as long as it lives.
+-- snapshots of one timeline) up to which a holder has dropped what was changed; `beat` grows as long as it lives.
 CREATE TABLE copy_holder (
     id uuid PRIMARY KEY,
     beat bigint NOT NULL,
+    timeline text NOT NULL,
     applied bigint NOT NULL
 );

@@ -1,0 +1,163 @@
+"""Copies in Redis, for all processes of all machines. Redis is not trusted: neither to answer, nor to remember.
+
+Every value carries the moment from which it is, the places on the board that it depends on, its end, and a keyed hash
+over all of that and its name. So a Redis that was wiped, rolled back or written to by somebody else costs time alone.
+One that does not answer is left alone for a while.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from queue import Empty, Full, Queue
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import redis
+import structlog
+
+# Seconds: within which Redis has to answer, and for which it is left alone when it does not, at first and at most.
+_TIMEOUT = 0.1
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+# Batches of values that wait to be written; more are dropped.
+_MOST_WAITING = 256
+_MAC = 16
+# Moment, end of life (milliseconds of Unix time), number of places.
+_HEAD = struct.Struct(">QQH")
+_PLACE = 4
+# Removes a lock if it is still ours.
+_RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end"
+
+_log = structlog.get_logger(__name__)
+
+
+class Kept(NamedTuple):
+    """A copy as it is kept in Redis; `until` is in milliseconds of Unix time."""
+
+    value: bytes
+    moment: int
+    places: tuple[int, ...]
+    until: int
+
+
+class Remote:
+    """The Redis at `url`. `key` is secret, and shared by all processes of one domain."""
+
+    def __init__(self, url: str, key: bytes) -> None:
+        self._key = key
+        self._redis: Any = redis.Redis.from_url(
+            url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT, max_connections=64
+        )
+        self._release: Any = self._redis.register_script(_RELEASE)
+        self._pause = _FIRST_PAUSE
+        self._away_until = 0.0
+        self._waiting: Queue[Mapping[str, Kept] | None] = Queue(_MOST_WAITING)
+        self._writer = threading.Thread(target=self._write, name="redis writer", daemon=True)
+        self._writer.start()
+        self.failures = 0
+        self.dropped = 0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether Redis did not answer of late and is left alone."""
+        return time.monotonic() < self._away_until
+
+    def get(self, names: Sequence[str]) -> dict[str, Kept]:
+        """Return what is kept under `names` and is whole; nothing when Redis does not answer."""
+        values = self._try(lambda: self._redis.mget(names)) or ()
+        found = {}
+        for name, value in zip(names, values, strict=False):
+            kept = None if value is None else self._opened(name, value)
+            if kept is not None:
+                found[name] = kept
+        return found
+
+    def put_soon(self, values: Mapping[str, Kept]) -> None:
+        """Keep `values` as soon as there is time; when there is none they are dropped."""
+        try:
+            self._waiting.put_nowait(values)
+        except Full:
+            self.dropped += 1
+
+    def put(self, values: Mapping[str, Kept]) -> None:
+        """Keep `values` until their ends."""
+
+        def write() -> None:
+            pipeline = self._redis.pipeline(transaction=False)
+            for name, kept in values.items():
+                pipeline.set(name, self._closed(name, kept), pxat=kept.until)
+            pipeline.execute()
+
+        self._try(write)
+
+    def lock(self, name: str, seconds: float) -> str | None:
+        """Return a token when nobody else has locked `name`; without Redis nobody is known to have.
+
+        The lock opens by itself after `seconds`.
+        """
+        token = uuid4().hex
+        taken = self._try(lambda: self._redis.set(name, token, nx=True, px=int(seconds * 1000)) or False)
+        return None if taken is False else token
+
+    def unlock(self, name: str, token: str) -> None:
+        """Open a lock if it is still the one of `token`."""
+        self._try(lambda: self._release(keys=[name], args=[token]))
+
+    def close(self) -> None:
+        """Let go of Redis."""
+        try:
+            self._waiting.put_nowait(None)
+        except Full:
+            self._waiting.get_nowait()
+            self._waiting.put_nowait(None)
+        self._writer.join(2 * _TIMEOUT)
+        self._redis.close()
+
+    def _write(self) -> None:
+        while (values := self._waiting.get()) is not None:
+            gathered = dict(values)
+            try:
+                while len(gathered) < _MOST_WAITING and (more := self._waiting.get_nowait()) is not None:
+                    gathered.update(more)
+            except Empty:
+                more = values
+            self.put(gathered)
+            if more is None:
+                return
+
+    def _try(self, call: Callable[[], Any]) -> Any:
+        """Return what `call` returns, None when Redis is away."""
+        if self.is_away:
+            return None
+        try:
+            result = call()
+        except redis.RedisError as error:
+            self.failures += 1
+            self._away_until = time.monotonic() + self._pause
+            _log.warning("Redis does not answer", reason=type(error).__name__, again_in=self._pause)
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            return None
+        self._pause = _FIRST_PAUSE
+        return result
+
+    def _closed(self, name: str, kept: Kept) -> bytes:
+        head = _HEAD.pack(kept.moment, kept.until, len(kept.places))
+        body = head + b"".join(place.to_bytes(_PLACE, "big") for place in kept.places) + kept.value
+        return self._mac(name, body) + body
+
+    def _opened(self, name: str, text: bytes) -> Kept | None:
+        body = text[_MAC:]
+        if len(body) < _HEAD.size or not hmac.compare_digest(text[:_MAC], self._mac(name, body)):
+            return None
+        moment, until, count = _HEAD.unpack_from(body)
+        start = _HEAD.size + count * _PLACE
+        places = struct.unpack_from(f">{count}I", body, _HEAD.size)
+        return Kept(body[start:], moment, places, until)
+
+    def _mac(self, name: str, body: bytes) -> bytes:
+        framed = len(name).to_bytes(4, "big") + name.encode() + body
+        return hashlib.blake2b(framed, key=self._key, digest_size=_MAC).digest()
