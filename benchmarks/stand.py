@@ -36,10 +36,13 @@ _START_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `floor` and `ratio` are None where there is nothing to compare with; `met` tells of `bar`."""
+    """One figure; `value` is None where it could not be measured.
+
+    `floor` and `ratio` are None where there is nothing to compare with; `met` tells of `bar`.
+    """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     floor: float | None = None
     ratio: float | None = None
@@ -180,11 +183,9 @@ def run_load(  # noqa: PLR0917  # a job, spelled out
     return _do(Job(target, method, encoded, in_flight, seconds, metadata=list(metadata), servers=list(servers)))
 
 
-def run_http_load(  # noqa: PLR0917  # a job, spelled out
-    target: str, path: str, names: Sequence[str], seconds: float, in_flight: int, servers: Sequence[int]
-) -> Outcome:
+def run_http_load(target: str, path: str, names: Sequence[str], seconds: float, in_flight: int) -> Outcome:
     """Load an HTTP server with GET of `path` and each of `names` after it, from a process of its own."""
-    return _do(Job(target, path, list(names), in_flight, seconds, protocol="http", servers=list(servers)))
+    return _do(Job(target, path, list(names), in_flight, seconds, protocol="http"))
 
 
 def _do(job: Job) -> Outcome:
