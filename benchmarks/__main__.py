@@ -23,16 +23,17 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {"users": users.rows, "processes": processes.rows}
 _PAGE = """# Benchmarks
 
-Made by `make bench`; do not edit. Measured on {day} with {machine}. The machines are shared: ratios between figures of
-one run say more than the figures. A figure and its floor are loaded in turn, three times, and the round in the middle
-counts.
+Made by `make bench`; do not edit.
+Measured on {day} with {machine}.
+The machines are shared: ratios between figures of one run say more than the figures. A figure and its floor are loaded
+in turn, three times, and the round in the middle counts.
 
 {table}
 
 ## What is measured
 
 The **load** comes from a process of its own on the same machine: server, floor, PostgreSQL and load share its cores.
-64 calls are in flight on 16 connections unless a row says something else, and each answered one is replaced at once.
+64 calls are in flight unless a row says something else, four on a connection; each answered one is replaced at once.
 The generator (`benchmarks/load.py`) sends HTTP/2 frames made beforehand and does not decode answers; grpcio's client
 would take two to four times as much from the server beside it. Its share is a row of its own, in cores that it kept
 busy.

@@ -35,8 +35,9 @@ class Job:
     """What to call. Times in seconds.
 
     `grpc`: unary calls of `method`; `requests` are messages in base64, sent with `metadata`. `http`: GET of `method`
-    with each of `requests` after it, one in flight on a connection. `connections` are as many as a kernel needs to
-    spread over processes that share a port. `servers` are the pids whose processor time is reported.
+    with each of `requests` after it, one in flight on a connection. `per_connection` calls share a connection, few
+    enough that there are connections for all processes that share a port. `servers` are the pids whose processor time
+    is reported.
     """
 
     target: str
@@ -47,7 +48,7 @@ class Job:
     warm_up: float = 1.0
     metadata: list[tuple[str, str]] = field(default_factory=list)
     protocol: Literal["grpc", "http"] = "grpc"
-    connections: int = 16
+    per_connection: int = 4
     servers: list[int] = field(default_factory=list)
 
 
@@ -155,9 +156,8 @@ def _calls(job: Job) -> tuple[Tally, list[Calls]]:
         ("content-type", "application/grpc"),
         *job.metadata,
     ]
-    count = min(job.connections, job.in_flight)
-    each, more = divmod(job.in_flight, count)
-    return tally, [Http2Calls(tally, headers, each + (place < more)) for place in range(count)]
+    shares = [min(job.per_connection, job.in_flight - taken) for taken in range(0, job.in_flight, job.per_connection)]
+    return tally, [Http2Calls(tally, headers, share) for share in shares]
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
@@ -167,5 +167,15 @@ def processor_seconds(pids: Iterable[int]) -> float:
     return sum(int(of[11]) + int(of[12]) for of in fields) / os.sysconf("SC_CLK_TCK")
 
 
+def main() -> None:
+    """Do the job that standard input describes."""
+    job = Job(**json.load(sys.stdin))
+    try:
+        outcome = run(job)
+    except OSError as error:
+        raise SystemExit(f"{job.method or 'the load'} ended early: {error}") from None
+    print(json.dumps(asdict(outcome)))
+
+
 if __name__ == "__main__":
-    print(json.dumps(asdict(run(Job(**json.load(sys.stdin))))))
+    main()
