@@ -1,6 +1,6 @@
 """Runs the measurements: prints a table, writes `benchmarks/results.json` and `docs/benchmarks.md`.
 
-python -m benchmarks [--only users]
+python -m benchmarks [--only processes]
 """
 
 from __future__ import annotations
@@ -14,13 +14,50 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import users
+from benchmarks import processes, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
-DOMAINS: Mapping[str, Callable[[], Iterator[Row]]] = {"users": users.rows}
+PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {"users": users.rows, "processes": processes.rows}
+_PAGE = """# Benchmarks
+
+Made by `make bench`; do not edit.
+Measured on {day} with {machine}.
+The machines are shared: ratios between figures of one run say more than the figures. A figure and its floor are loaded
+in turn, three times, and the round in the middle counts.
+
+{table}
+
+## What is measured
+
+The **load** comes from a process of its own on the same machine: server, floor, PostgreSQL and load share its cores.
+64 calls are in flight unless a row says something else, four on a connection; each answered one is replaced at once.
+The generator (`benchmarks/load.py`) sends HTTP/2 frames made beforehand and does not decode answers; grpcio's client
+would take two to four times as much from the server beside it. Its share is a row of its own, in cores that it kept
+busy.
+
+The **floor** of a unary call is a bare threaded grpcio server that answers each request with as many bytes
+(`benchmarks/echo.py`), with as many processes and threads. Other floors are in the name of the row: "A beside B" has B
+as its floor.
+
+**Rows of processes.** 8,000 users of 1,000,000 are **hot**: asked for again and again, in random order, after a time
+to warm up. **Cold** ones are drawn from the others, none of them twice, so no cache knows them; PostgreSQL's own pages
+are warm. All interceptors are on.
+
+**2 processes beside 1** is told twice, with the same load on each process (32 calls in flight). "As seen" is what
+arrived, on a machine where the generator and PostgreSQL need cores too; with 2 cores it cannot come near 2. "A core
+each" takes that out: calls, divided by the processor seconds of the serving processes (user and system) in which they
+were answered, times the number of processes. It is what they would do if each had a core and nobody took of it. It
+falls below 2 as far as a call gets dearer because there is another process.
+
+**Express + Sequelize** (`benchmarks/express`) serves the same row of the same PostgreSQL as JSON over HTTP/1.1, with as
+many processes and connections, 64 kept-alive connections with one call each, and a generator of the same kind. It does
+less: no caller is known or refused, nothing is validated, counted or logged, e-mail and phone stay sealed. Sequelize
+answers plain rows (`raw`) and Express makes no etags, which is faster than what both do by themselves. Needs node and
+npm; without them the row says so.
+"""
 _HEAD = ("figure", "value", "unit", "floor", "ratio", "bar", "met")
 
 
@@ -49,26 +86,18 @@ def table(rows: list[Row]) -> str:
 def page(rows: list[Row]) -> str:
     """Return the page of benchmarks."""
     machine = f"{os.cpu_count()} cores, {platform.python_implementation()} {platform.python_version()}"
-    return f"""# Benchmarks
-
-Made by `make bench`; do not edit. Measured on {datetime.now(UTC):%Y-%m-%d} with {machine}. The machines are shared:
-ratios between figures of one run say more than the figures. The load comes from a process of its own on the same
-machine, so server, floor, PostgreSQL and load share its cores. The floor of a unary call is a bare threaded grpcio
-echo server with the same number of threads, loaded in turn with the server.
-
-{table(rows)}
-"""
+    return _PAGE.format(day=f"{datetime.now(UTC):%Y-%m-%d}", machine=machine, table=table(rows))
 
 
 def main() -> None:
-    """Measure what is asked for; rows of other domains are kept from the run before."""
+    """Measure what is asked for; rows of other parts are kept from the run before."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=sorted(DOMAINS))
+    parser.add_argument("--only", choices=sorted(PARTS))
     only: str | None = parser.parse_args().only
     kept = [Row(**row) for row in json.loads(RESULTS.read_text())] if RESULTS.exists() and only else []
     rows = [row for row in kept if not row.name.startswith(f"{only}:")]
-    for domain, measure in DOMAINS.items():
-        if only in {None, domain}:
+    for part, measure in PARTS.items():
+        if only in {None, part}:
             rows += measure()
     RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False) + "\n")
     PAGE.write_text(page(rows))

@@ -1,8 +1,9 @@
 """The floor of every unary call: a bare threaded grpcio server that answers each request with the same bytes.
 
-    python -m benchmarks.echo THREADS REPLY_BYTES
+    python -m benchmarks.echo ADDRESS THREADS REPLY_BYTES
 
-Prints its port, and serves until standard input closes.
+Several of them may share an address, as serving processes do. Says when it serves, and does until standard input
+closes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ import grpc
 
 def main() -> None:
     """Serve."""
-    threads, size = int(sys.argv[1]), int(sys.argv[2])
+    address, threads, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     reply = b"x" * size
-    handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: reply)
-    server = grpc.server(ThreadPoolExecutor(threads))
-    server.add_registered_method_handlers("bench.Echo", {"Echo": handler})
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+
+    def answer(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+        return reply
+
+    server = grpc.server(ThreadPoolExecutor(threads), options=[("grpc.so_reuseport", 1)])
+    server.add_registered_method_handlers("bench.Echo", {"Echo": grpc.unary_unary_rpc_method_handler(answer)})
+    server.add_insecure_port(address)
     server.start()
+    print("serving", flush=True)
     sys.stdin.read()
     server.stop(0).wait()
 

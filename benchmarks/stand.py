@@ -5,37 +5,44 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 from kronos.users.v1 import users_pb2_grpc
 
-from benchmarks.load import Outcome
+from benchmarks.load import Job, Outcome
 from kronos_db import dev
 from kronos_db.config import Settings, environment_of, load
+from kronos_db.runtime.processes import SharedPort
 
-Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 IN_FLIGHT = 64
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `floor` and `ratio` are None where there is nothing to compare with; `met` tells of `bar`."""
+    """One figure; `value` is None where it could not be measured.
+
+    `floor` and `ratio` are None where there is nothing to compare with; `met` tells of `bar`.
+    """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     floor: float | None = None
     ratio: float | None = None
@@ -55,16 +62,27 @@ def at_most(name: str, value: float, unit: str, floor: float, bar: float) -> Row
     return Row(name, value, unit, floor, ratio, f"≤ {bar:g} × floor", ratio <= bar)
 
 
+def beside(name: str, value: float, unit: str, floor: float) -> Row:
+    """Return the row of a figure that is compared and has no bar."""
+    return Row(name, value, unit, floor, value / floor)
+
+
 class Stand:
-    """One serving process, as `kronos-db serve` runs it, on a database of its own."""
+    """A server as `kronos-db serve` runs it, with `settings.processes` processes; it answers when this returns."""
 
     def __init__(self, settings: Settings, token: str) -> None:
         self.settings = settings
         self.metadata: Metadata = (("authorization", f"Bearer {token}"),)
+        self._token = token
         self._process = _serve(settings)
-        self.pid = self._process.pid
         self.channel = grpc.insecure_channel(settings.grpc_listen)
-        grpc.channel_ready_future(self.channel).result(_START_SECONDS)
+        try:
+            self._wait_until_ready()
+            # One process serves by itself; several are the children of a supervisor, which serves nothing.
+            self.pids = children(self._process.pid) if settings.processes > 1 else [self._process.pid]
+        except BaseException:
+            self.stop()
+            raise
 
     @property
     def users(self) -> users_pb2_grpc.UsersServiceStub:
@@ -73,17 +91,22 @@ class Stand:
 
     def load(self, method: str, requests: Sequence[bytes], seconds: float = 4.0, in_flight: int = IN_FLIGHT) -> Outcome:
         """Load a method; fail when a call fails."""
-        outcome = run_load(self.settings.grpc_listen, method, requests, seconds, in_flight, self.metadata)
-        if outcome.failures:
-            raise SystemExit(f"{outcome.failures} calls of {method} failed")
-        return outcome
+        target = self.settings.grpc_listen
+        outcome = run_load(target, method, requests, seconds, in_flight, self.metadata, servers=self.pids)
+        return all_succeeded(outcome, method)
 
     def resident_megabytes(self) -> float:
-        """Return the resident memory of the serving process."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
-        raise SystemExit("the serving process is gone")
+        """Return the resident memory of all serving processes."""
+        return sum(_resident_megabytes(pid) for pid in self.pids)
+
+    @contextmanager
+    def joined_by(self, processes: int) -> Iterator[Stand]:
+        """Start another server, with so many processes, on the same database."""
+        other = Stand(self.settings.model_copy(update=_listen() | {"processes": processes}), self._token)
+        try:
+            yield other
+        finally:
+            other.stop()
 
     def stop(self) -> None:
         """End the server."""
@@ -91,12 +114,19 @@ class Stand:
         self._process.terminate()
         self._process.wait(_START_SECONDS)
 
+    def _wait_until_ready(self) -> None:
+        give_up = time.monotonic() + _START_SECONDS
+        while not _is_ready(self.settings.ops_listen):
+            if self._process.poll() is not None or time.monotonic() > give_up:
+                raise SystemExit("the server does not serve")
+            time.sleep(0.1)
+
 
 @contextmanager
-def stand() -> Iterator[Stand]:
+def stand(processes: int = 1) -> Iterator[Stand]:
     """Start a stand in a fresh data directory."""
     with tempfile.TemporaryDirectory(prefix="kronos-bench-") as folder:
-        settings = load(data_dir=Path(folder), grpc_listen=free_address(), ops_listen=free_address())
+        settings = load(data_dir=Path(folder), processes=processes, **_listen())
         with dev.environment(settings, lambda _said: None, threading.Event()) as (complete, token):
             running = Stand(complete, token)
             try:
@@ -106,16 +136,36 @@ def stand() -> Iterator[Stand]:
 
 
 @contextmanager
-def echo(threads: int, reply_bytes: int) -> Iterator[str]:
-    """Start the bare echo server; yield its address."""
-    command = [sys.executable, "-m", "benchmarks.echo", str(threads), str(reply_bytes)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+def echo(threads: int, reply_bytes: int, processes: int = 1) -> Iterator[str]:
+    """Start the bare echo server, so many processes of it on one port; yield its address."""
+    port = SharedPort("127.0.0.1:0")
+    command = [sys.executable, "-m", "benchmarks.echo", port.address, str(threads), str(reply_bytes)]
+    with ExitStack() as stack:
+        stack.callback(port.close)
+        for _ in range(processes):
+            stack.enter_context(program(command))
+        yield port.address
+
+
+@contextmanager
+def program(
+    command: Sequence[str], cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[int]:
+    """Run a program that says so in a line when it serves, and ends when its input closes; yield its pid."""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd, env=environment
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            yield f"127.0.0.1:{process.stdout.readline().strip()}"
-        finally:
+            ready, _, _ = select.select([process.stdout], [], [], _START_SECONDS)
+            if not ready or not process.stdout.readline():
+                raise SystemExit(f"{' '.join(command)} does not serve")
+            yield process.pid
             process.stdin.close()
+            process.wait(_START_SECONDS)
+        finally:
+            process.kill()
 
 
 def run_load(  # noqa: PLR0917  # a job, spelled out
@@ -125,19 +175,44 @@ def run_load(  # noqa: PLR0917  # a job, spelled out
     seconds: float,
     in_flight: int,
     metadata: Metadata = (),
+    *,
+    servers: Sequence[int] = (),
 ) -> Outcome:
-    """Run a load in a process of its own."""
-    job = {
-        "target": target,
-        "method": method,
-        "requests": [base64.b64encode(request).decode() for request in requests],
-        "in_flight": in_flight,
-        "seconds": seconds,
-        "metadata": list(metadata),
-    }
+    """Load a gRPC method from a process of its own; `servers` are the pids whose processor time is wanted."""
+    encoded = [base64.b64encode(request).decode() for request in requests]
+    return _do(Job(target, method, encoded, in_flight, seconds, metadata=list(metadata), servers=list(servers)))
+
+
+def run_http_load(target: str, path: str, names: Sequence[str], seconds: float, in_flight: int) -> Outcome:
+    """Load an HTTP server with GET of `path` and each of `names` after it, from a process of its own."""
+    return _do(Job(target, path, list(names), in_flight, seconds, protocol="http"))
+
+
+def _do(job: Job) -> Outcome:
     command = [sys.executable, "-m", "benchmarks.load"]
-    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True)
+    done = subprocess.run(command, input=json.dumps(asdict(job)), stdout=subprocess.PIPE, text=True, check=True)
     return Outcome(**json.loads(done.stdout))
+
+
+def all_succeeded(outcome: Outcome, what: str) -> Outcome:
+    """Return `outcome`; fail when a call failed."""
+    if outcome.failures:
+        raise SystemExit(f"{outcome.failures} calls of {what} failed")
+    return outcome
+
+
+def children(parent: int) -> list[int]:
+    """Return the pids of the processes that `parent` started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            of = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            # It ended while we looked.
+            continue
+        if int(of[1]) == parent:
+            found.append(int(entry.parent.name))
+    return found
 
 
 def free_address() -> str:
@@ -147,12 +222,31 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+def settle() -> None:
+    """Give the machine a moment between two measurements."""
+    time.sleep(0.5)
+
+
+def _listen() -> dict[str, str]:
+    return {"grpc_listen": free_address(), "ops_listen": free_address()}
+
+
 def _serve(settings: Settings) -> subprocess.Popen[bytes]:
     environment = {**os.environ, **environment_of(settings)}
     # The access log goes where a service manager would take it, but is not kept.
     return subprocess.Popen([sys.executable, "-m", "kronos_db"], env=environment, stdout=subprocess.DEVNULL)
 
 
-def settle() -> None:
-    """Give the machine a moment between two measurements."""
-    time.sleep(0.5)
+def _is_ready(ops_address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{ops_address}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _resident_megabytes(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("a serving process is gone")
