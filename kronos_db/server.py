@@ -266,17 +266,22 @@ class Server:
         self.grpc_address = f"{settings.grpc_listen.rpartition(':')[0]}:{port}"
 
 
-def run(settings: Settings, slot: int | None = None, serving: Callable[[Server], None] = lambda _server: None) -> int:
+def run(
+    settings: Settings,
+    slot: int | None = None,
+    serving: Callable[[Server], None] = lambda _server: None,
+    shared: Path | None = None,
+) -> int:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the access file again. Returns the exit code.
 
-    Calls `serving` once calls are answered. Raises StartError, SettingsError, PolicyError or KronosError when the
-    server cannot start.
+    `slot` and `shared` are as for Server. Calls `serving` once calls are answered. Raises StartError, SettingsError,
+    PolicyError or KronosError when the server cannot start.
     """
     stopped = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     configure_logs(settings.log_level, settings.log_format)
-    server = Server(settings) if slot is None else Server(settings, slot)
+    server = Server(settings, slot, shared)
     signal.signal(signal.SIGHUP, lambda *_: _reload(server))
     serve(server, stopped, lambda: serving(server))
     return 0

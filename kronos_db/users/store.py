@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from psycopg.types.json import Jsonb
 
@@ -14,6 +15,7 @@ from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
 from kronos_db.runtime.errors import ConflictError, FieldViolation
+from kronos_db.runtime.workers import Gatherer
 from kronos_db.users.model import (
     KIND,
     TAKEN,
@@ -34,12 +36,21 @@ QUERIES = Path(__file__).with_name("queries.sql")
 Reply = TypeVar("Reply")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Creation:
+    """One user that a call wants created."""
+
+    new: NewUser
+    mutation: Mutation[list[User], Any]
+
+
 class UsersStore:
     """Every method is one round trip to read, or one transaction to write."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queries = load_queries(QUERIES, "users")
+        self._creations: Gatherer[_Creation, Any] = Gatherer(self._create_together)
 
     def get_many(self, key: Key, values: Sequence[str]) -> Mapping[str, User]:
         """Return the users that have one of `values` as their `key`, by it."""
@@ -63,20 +74,30 @@ class UsersStore:
         return self._database.fetch_all(self._queries[listing.order.value], params, User)
 
     def create(self, new: Sequence[NewUser], mutation: Mutation[list[User], Reply]) -> Reply:
-        """Create all of `new` or none, and return them in order.
+        """Create all of `new` or none, and return them in order. Calls for one user that come together share a write.
 
         Raises UserExistsError, UsernameTakenError, EmailTakenError or PhoneTakenError for the first one at fault.
         """
+        if len(new) > 1 or mutation.validate_only:
+            return self._database.write(lambda tx: self._created(tx, new), mutation)
+        return cast("Reply", self._creations.get(_Creation(new[0], mutation)))
 
-        def work(tx: Transaction) -> list[User]:
-            created = {user.id: user for user in tx.fetch_all(self._queries["create"], _columns(new), User)}
-            if len(created) < len(new):
-                raise self._conflict(tx, new, list(created))
-            for user in new:
-                _note(tx, Event.CREATED, created[user.id])
-            return [created[user.id] for user in new]
+    def _create_together(self, creations: Sequence[_Creation]) -> Mapping[_Creation, Any]:
+        """Create the users of several calls in one transaction."""
+        mutations = [creation.mutation for creation in creations]
+        new = [creation.new for creation in creations]
+        if len(new) == 1:
+            return {creations[0]: self._database.write(lambda tx: self._created(tx, new), mutations[0])}
+        replies = self._database.write_together(lambda tx: [[user] for user in self._created(tx, new)], mutations)
+        return dict(zip(creations, replies, strict=True))
 
-        return self._database.write(work, mutation)
+    def _created(self, tx: Transaction, new: Sequence[NewUser]) -> list[User]:
+        created = {user.id: user for user in tx.fetch_all(self._queries["create"], _columns(new), User)}
+        if len(created) < len(new):
+            raise self._conflict(tx, new, list(created))
+        for user in new:
+            _note(tx, Event.CREATED, created[user.id])
+        return [created[user.id] for user in new]
 
     def update(self, change: Change, mutation: Mutation[User, Reply]) -> Reply:
         """Change one user. Raises UserNotFoundError, UserStateError, EtagMismatchError or a TakenError."""

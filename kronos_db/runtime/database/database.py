@@ -125,10 +125,22 @@ class Database:
         RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError, StatementTimeoutError.
         """
         written = self._attempt(_confirmed(lambda connection: self._write_once(connection, work, mutation)))
-        if written.tags and self.copies is not None:
-            self.copies.outdate(written.tags, written.snapshot, written.timeline, written.others)
+        self._outdate(written)
         reply: Reply = written.reply
         return reply
+
+    def write_together(
+        self, work: Callable[[Transaction], Sequence[Result]], mutations: Sequence[Mutation[Result, Reply]]
+    ) -> list[Reply]:
+        """Run `work`, which does what several calls ask for, in one transaction; return the reply of each.
+
+        Whatever fails fails for all and nothing is written: then each is to be written alone with `write`, which also
+        finds out which of them had been answered before. Raises what `write` does.
+        """
+        written = self._attempt(_confirmed(lambda connection: self._write_together_once(connection, work, mutations)))
+        self._outdate(written)
+        replies: list[Reply] = written.reply
+        return replies
 
     def changes_since(self, position: Position, limit: int) -> Page:
         """Return at most `limit` changes that became visible after `position`, in commit order.
@@ -198,6 +210,33 @@ class Database:
         if commit.statusmessage != "COMMIT":
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
         return _written(reply, tags, after)
+
+    def _write_together_once(
+        self,
+        connection: Connection,
+        work: Callable[[Transaction], Sequence[Result]],
+        mutations: Sequence[Mutation[Result, Reply]],
+    ) -> _Written:
+        transaction = Transaction(connection)
+        with _rolled_back_on_error(connection), connection.pipeline():
+            connection.execute("BEGIN", binary=True)
+            results = work(transaction)
+            replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
+            tags = _tags(transaction.changes)
+            for mutation, reply in zip(mutations, replies, strict=True):
+                # More than its own: which of the changes are of which call is not known here, and costs copies alone.
+                self._idempotency.keep(connection, mutation, reply, tags)
+            self._append(connection, transaction.changes)
+            commit = connection.execute("COMMIT", binary=True)
+            after = self._look_after_commit(connection, tags)
+        if commit.statusmessage != "COMMIT":
+            raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
+        return _written(replies, tags, after)
+
+    def _outdate(self, written: _Written) -> None:
+        """Return when nobody answers from copies of before the write."""
+        if written.tags and self.copies is not None:
+            self.copies.outdate(written.tags, written.snapshot, written.timeline, written.others)
 
     def _append(self, connection: Connection, changes: Sequence[Change]) -> None:
         if changes:
