@@ -53,7 +53,7 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a reader is: it has everything visible in the snapshot `seen`.
+    """How far a reader is: it has everything visible in the settled snapshot `seen`.
 
     With `until` it is in the middle of what became visible between the two, and has that up to `place` and `part`.
     """
@@ -83,11 +83,22 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """A snapshot and the history that it is of: cluster and database, and the timeline of the cluster."""
+    """A settled snapshot and the history that it is of: cluster and database, and the timeline of the cluster."""
 
     snapshot: str
     identity: str
     timeline: str
+
+
+def settled(snapshot: str, newest: int) -> str:
+    """Return a snapshot cut off behind `newest`, the newest transaction that it sees of those that changed something.
+
+    It sees the same changes. But a number above the newest durable transaction may be given again after a crash: what
+    then changed under it would look as if it had been seen before.
+    """
+    _, _, in_progress = snapshot.split(":")
+    older = [number for number in in_progress.split(",") if number and int(number) <= newest]
+    return f"{older[0] if older else newest + 1}:{newest + 1}:{','.join(older)}"
 
 
 def tag(kind: str, record_id: str = "") -> str:
@@ -96,9 +107,9 @@ def tag(kind: str, record_id: str = "") -> str:
 
 
 def moment(snapshot: str) -> int:
-    """Return a number that orders snapshots of one database: the later of two has the greater, equal ones the same.
+    """Return a number that orders settled snapshots of one database.
 
-    A snapshot `xmin:xmax:xip,…` sees every transaction below xmax but those in the list. As time passes xmax only
+    A later one never has a smaller number, and a greater one when it sees a change that the other does not. A snapshot `xmin:xmax:xip,…` sees every transaction below xmax but those in the list. As time passes xmax only
     grows, and while it stays the list only shrinks.
     """
     _, xmax, in_progress = snapshot.split(":")

@@ -2,6 +2,12 @@
 -- The timeline that is written to now: eight hexadecimal digits. A standby that is promoted begins another.
 left(pg_walfile_name(pg_current_wal_lsn()), 8)
 
+-- fragment: newest
+-- The newest transaction that changed something, as a number.
+GREATEST(
+    (SELECT xid FROM {schema}.change ORDER BY xid DESC LIMIT 1), (SELECT purged FROM {schema}.change_horizon)
+)::text::bigint
+
 -- name: append
 -- Notes what a transaction changed, as its last statement before COMMIT. The number is drawn once for all rows.
 INSERT INTO {schema}.change (place, part, kind, record_id, body)
@@ -10,12 +16,12 @@ FROM unnest(%(kinds)s::text[], %(record_ids)s::text[], %(bodies)s::jsonb[])
     WITH ORDINALITY AS item (kind, record_id, body, part);
 
 -- name: after_commit
--- The snapshot after a commit, its timeline, and whether anybody else keeps copies.
-SELECT pg_current_snapshot()::text, {timeline}, EXISTS (SELECT FROM {schema}.copy_holder WHERE id <> %(holder)s::uuid);
+-- The snapshot after a commit, its newest change and timeline, and whether anybody else keeps copies.
+SELECT pg_current_snapshot()::text, {newest}, {timeline}, EXISTS (SELECT FROM {schema}.copy_holder WHERE id <> %(holder)s::uuid);
 
 -- name: now
--- The snapshot now, and its history: the cluster, the database in it, and the timeline.
-SELECT pg_current_snapshot()::text,
+-- The snapshot now, its newest change, and its history: the cluster, the database in it, and the timeline.
+SELECT pg_current_snapshot()::text, {newest},
     (SELECT system_identifier FROM pg_control_system()) || '/' || (
         SELECT oid FROM pg_database WHERE datname = current_database()
     ),
@@ -24,7 +30,7 @@ SELECT pg_current_snapshot()::text,
 -- name: since
 -- What became visible after one snapshot and until another, or until now, in the order of the commits. One row at
 -- least, so that the snapshot is told when there is nothing.
-SELECT snapshot.now::text, horizon.purged::text::bigint, change.place, change.part, change.kind, change.record_id,
+SELECT snapshot.now::text, {newest}, horizon.purged::text::bigint, change.place, change.part, change.kind, change.record_id,
     change.body, change.create_time
 FROM (SELECT COALESCE(%(until)s::pg_snapshot, pg_current_snapshot()) AS now) AS snapshot
 CROSS JOIN {schema}.change_horizon AS horizon

@@ -13,7 +13,7 @@ import psycopg
 import structlog
 
 from kronos_db.runtime import deadline
-from kronos_db.runtime.database.changes import Change, ChangeLog, Instant, Noted, Page, Position
+from kronos_db.runtime.database.changes import Change, ChangeLog, Instant, Noted, Page, Position, settled
 from kronos_db.runtime.database.failures import Failure, classify, translate, violates
 from kronos_db.runtime.database.idempotency import PRIMARY_KEY, Idempotency, Mutation, Reply, Result
 from kronos_db.runtime.database.pool import Connection, Pool
@@ -155,21 +155,23 @@ class Database:
             "limit": limit,
         }
         rows = self.fetch_all(self._log.queries["since"], params, lambda *row: row)
-        snapshot, purged = rows[0][0], rows[0][1]
+        snapshot, newest, purged = rows[0][:3]
         if purged >= int(position.seen.partition(":")[0]):
             raise PositionLostError(f"changes of {self.domain} up to transaction {purged} were removed")
         found = [
             Noted(Change(kind, record_id, body), place, part, time)
-            for _, _, place, part, kind, record_id, body, time in rows
+            for _, _, _, place, part, kind, record_id, body, time in rows
             if place is not None
         ]
+        snapshot = position.until or settled(snapshot, newest)
         more = len(found) == limit
         end = Position(position.seen, snapshot, found[-1].place, found[-1].part) if more else Position(snapshot)
         return Page(found, position, snapshot, end)
 
     def instant(self) -> Instant:
         """Return the snapshot now, and the history that it is of."""
-        return self.fetch_all(self._log.queries["now"], {}, Instant)[0]
+        snapshot, newest, identity, timeline = self.fetch_all(self._log.queries["now"], {}, lambda *row: row)[0]
+        return Instant(settled(snapshot, newest), identity, timeline)
 
     def purge_changes(self, kept: float, limit: int = 1000) -> int:
         """Remove at most `limit` changes older than `kept` seconds; return how many that were."""
@@ -271,7 +273,8 @@ def _tags(changes: Sequence[Change]) -> list[str]:
 def _written(reply: Any, tags: Sequence[str], after: psycopg.Cursor[Any] | None) -> _Written:
     if after is None:
         return _Written(reply, ())
-    return _Written(reply, tags, *(after.fetchone() or ()))
+    snapshot, newest, timeline, others = after.fetchall()[0]
+    return _Written(reply, tags, settled(snapshot, newest), timeline, others)
 
 
 def _confirmed(run: Callable[[Connection], Result]) -> Callable[[Connection], Result]:
