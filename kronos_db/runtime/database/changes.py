@@ -109,8 +109,9 @@ def tag(kind: str, record_id: str = "") -> str:
 def moment(snapshot: str) -> int:
     """Return a number that orders settled snapshots of one database.
 
-    A later one never has a smaller number, and a greater one when it sees a change that the other does not. A snapshot `xmin:xmax:xip,…` sees every transaction below xmax but those in the list. As time passes xmax only
-    grows, and while it stays the list only shrinks.
+    A later one never has a smaller number, and a greater one when it sees a change that the other does not. A snapshot
+    `xmin:xmax:xip,…` sees every transaction below xmax but those in the list. As time passes xmax only grows, and while
+    it stays the list only shrinks.
     """
     _, xmax, in_progress = snapshot.split(":")
     count = in_progress.count(",") + 1 if in_progress else 0
