@@ -179,7 +179,7 @@ def pair(tmp_path: Path, dsn: str, server: EmbeddedRedis, fault: str | None = No
 
 def interleave(on: Pair, calls: int, enough: int | None = None) -> Ledger:
     """Make `calls` random calls from many threads; no more of them after `enough` stale answers."""
-    users = [pb.User(username=f"user{number}", email=f"user{number}@example.org") for number in range(_USERS)]
+    users = [pb.User(username=f"user{number:02}", email=f"user{number:02}@example.org") for number in range(_USERS)]
     created = on.stubs[0].BatchCreateUsers(pb.BatchCreateUsersRequest(users=users), metadata=on.credential).users
     ledger = Ledger([user.id for user in created])
 
@@ -204,9 +204,13 @@ def interleave(on: Pair, calls: int, enough: int | None = None) -> Ledger:
             with suppress(grpc.RpcError):
                 ledger.acknowledged(stub.ReactivateUser(pb.ReactivateUserRequest(id=user.id), **named).user)
         else:
-            name = chance.choice([{"id": user.id}, {"username": user.username}, {"email": user.email}])
+            name = chance.choice([{"id": user.id}, {"username": user.username}, {"email": user.email}, None])
             before = ledger.of(user.id)
-            ledger.answered(stub.GetUser(pb.GetUserRequest(**name), **named).user, before)
+            if name is None:
+                listing = pb.ListUsersRequest(username_prefix=user.username)
+                ledger.answered(stub.ListUsers(listing, **named).users[0], before)
+            else:
+                ledger.answered(stub.GetUser(pb.GetUserRequest(**name), **named).user, before)
 
     with ThreadPoolExecutor(_THREADS) as threads:
         for outcome in [threads.submit(work, seed) for seed in range(_THREADS)]:
