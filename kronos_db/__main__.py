@@ -7,9 +7,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kronos_db.config import Settings, SettingsError, load
 from kronos_db.runtime.errors import KronosError
+
+if TYPE_CHECKING:
+    from kronos_db.fleet import Serving
 
 
 def main() -> int:
@@ -21,13 +25,9 @@ def main() -> int:
         settings = load()
         if place.slot is not None:
             return _serve_in(place, settings)
-        if settings.processes > 1:
-            from kronos_db import fleet  # noqa: PLC0415 - after rich is refused, and only what is needed
+        from kronos_db import fleet  # noqa: PLC0415 - after rich is refused
 
-            return fleet.run(settings)
-        from kronos_db import server  # noqa: PLC0415
-
-        return server.run(settings)
+        return fleet.run(settings)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
@@ -53,14 +53,14 @@ def _serve_in(place: argparse.Namespace, settings: Settings) -> int:
 
     end_with_parent()
     keep_values_in(place.metrics, place.slot)
-    from kronos_db import server  # noqa: PLC0415
+    from kronos_db import fleet  # noqa: PLC0415
 
-    def tell(serving: server.Server) -> None:
+    def tell(serving: Serving) -> None:
         with os.fdopen(place.status, "w", encoding="utf-8") as status:
             json.dump({"ops": serving.ops_address}, status)
             status.write("\n")
 
-    return server.run(settings, place.slot, tell)
+    return fleet.run(settings, place.slot, tell)
 
 
 if __name__ == "__main__":

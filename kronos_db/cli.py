@@ -94,9 +94,10 @@ def _announce(settings: Settings, token: str) -> None:
     # A name that the data directory does not hold yet, so that the first call works after every start.
     name = f"ann-{secrets.token_hex(3)}"
     user = json.dumps({"user": {"username": name, "email": f"{name}@example.org"}})
+    count = settings.process_count
     print(
         f"kronos-db {kronos_db.__version__} is serving; Ctrl-C stops it.\n\n"
-        f"  gRPC        {settings.grpc_listen}\n"
+        f"  gRPC        {settings.grpc_listen}{f' ({count} processes)' if count > 1 else ''}\n"
         f"  ops         http://{settings.ops_listen} (/metrics /livez /readyz)\n"
         f"  PostgreSQL  {shown(settings.postgres_dsn)}\n"
         f"  Redis       {shown(settings.redis_url) or 'none: slower, never wrong'}\n"

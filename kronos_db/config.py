@@ -168,8 +168,12 @@ class Settings(BaseSettings):
 
     worker_threads: int = Field(4, ge=1, le=256, description="Threads that run calls; few beat many.")
     compute_threads: int = Field(2, ge=1, le=64, description="Threads for password hashing, apart from the workers.")
-    processes: int = Field(
-        1, ge=1, le=1024, description="Serving processes on the one port; a supervisor keeps them. One core needs one."
+    processes: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Serving processes on the one port, kept by a supervisor; 1 serves without one. Default: one for "
+        "each core that this process may use.",
     )
     cpu_affinity: Literal["one-core", "off"] = Field(
         "one-core", description="Whether the threads of a serving process stay on one core, chosen and changed by load."
@@ -219,6 +223,11 @@ class Settings(BaseSettings):
         if missing and (len(missing) == 1 or self.tls_client_ca_file):
             raise ValueError(f"{environment_name(missing[0])} must be set too: TLS needs a certificate and its key")
         return self
+
+    @property
+    def process_count(self) -> int:
+        """How many processes are to serve."""
+        return self.processes or len(os.sched_getaffinity(0))
 
     def domain_dsn(self, domain: str) -> str | None:
         """Return the DSN set for `domain` alone, or None."""
@@ -323,6 +332,7 @@ _KINDS = {
     "Path": "path",
     "'bool'": "true / false",
     "'int'": "whole number",
+    "int | None": "whole number",
     "'float'": "seconds",
 }
 

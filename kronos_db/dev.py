@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from kronos_db import schemas, server
+from kronos_db import fleet, schemas
 from kronos_db.config import Settings
 from kronos_db.embedded.directory import DataDirectory
 from kronos_db.embedded.errors import StartCancelledError
@@ -19,7 +19,6 @@ from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, create_master_key_file
 from kronos_db.runtime.interceptors.authentication import hash_token, new_token
-from kronos_db.runtime.ops.logs import configure_logs
 from kronos_db.runtime.stopping import Stop
 
 CALLER = "developer"
@@ -32,18 +31,16 @@ def run(settings: Settings, say: Say, announce: Announce) -> int:
 
     Calls `say(sentence)` before what takes a while, and `announce(settings, token)` once calls are answered: `settings`
     say where everything is, `token` is a bearer token that may call everything. Raises DataDirectoryInUseError when
-    another process holds the directory, and what `server.run` raises.
+    another process holds the directory, and what `fleet.serve` raises.
     """
     stopped = Stop()
     _stop_on_signals(stopped)
     try:
         with environment(settings, say, stopped) as (complete, token):
-            configure_logs(complete.log_level, complete.log_format)
-            running = server.Server(complete)
-            server.serve(running, stopped, lambda: announce(_addressed(complete, running), token))
+            return fleet.serve(complete, stopped, lambda running: announce(_addressed(complete, running), token))
     except StartCancelledError:
         say("Stopped before it had started.")
-    return 0
+        return 0
 
 
 @contextmanager
@@ -88,7 +85,7 @@ def _go_on_unless(stopped: threading.Event) -> None:
         raise StartCancelledError("The server was told to stop before it had started.")
 
 
-def _addressed(settings: Settings, running: server.Server) -> Settings:
+def _addressed(settings: Settings, running: fleet.Serving) -> Settings:
     """Return settings with the addresses as they are: port 0 has become a real one."""
     return settings.model_copy(update={"grpc_listen": running.grpc_address, "ops_listen": running.ops_address})
 

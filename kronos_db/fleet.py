@@ -1,4 +1,4 @@
-"""Serves with several processes on one port: a supervisor keeps them, and its ops port speaks for all."""
+"""Serves until it is told to stop: with one process, or with several on one port below a supervisor."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from typing import Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, environment_of
+from kronos_db.runtime.errors import KronosError
 from kronos_db.runtime.ops.fleet import FleetMetrics, shortfall_of
-from kronos_db.runtime.ops.http import OpsServer, standard_routes
+from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.logs import configure_logs
 from kronos_db.runtime.ops.readiness import Readiness
-from kronos_db.runtime.processes import SharedPort, Slot, Supervisor
+from kronos_db.runtime.processes import PortTakenError, SharedPort, Slot, Supervisor
 from kronos_db.runtime.stopping import Stop
 
 # Seconds that a process gets beyond its drain before it is killed, and that its own /readyz may take.
@@ -28,61 +30,162 @@ _READINESS_TIMEOUT = 4.0
 _log = structlog.get_logger(__name__)
 
 
-def run(settings: Settings, serving: Callable[[Settings], None] = lambda _settings: None) -> int:
-    """Serve with `settings.processes` processes until SIGTERM or SIGINT; SIGHUP has them read the access file again.
+class FleetStartError(KronosError):
+    """The processes cannot be started; the text is one sentence that says why."""
 
-    Calls `serving` with the addresses as they are, once every process answers. Returns the exit code: that of a process
-    which could not start, else 0. Raises PortTakenError or OpsAddressError.
-    """
+
+class ProcessRefusedError(KronosError):
+    """A serving process could not start, and has said itself why; `code` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("A serving process could not start.")
+        self.code = code
+
+
+class Serving(Protocol):
+    """What answers calls: one server, or a fleet of them."""
+
+    grpc_address: str
+
+    @property
+    def ops_address(self) -> str:
+        """HOST:PORT on which the ops port listens."""
+
+    def start(self, stopped: threading.Event) -> bool:
+        """Come up; return False when `stopped` was set meanwhile."""
+
+    def reload_policy(self) -> None:
+        """Read the access file again."""
+
+    def stop(self) -> None:
+        """Drain, and let go of everything."""
+
+
+def run(settings: Settings, slot: int | None = None, serving: Callable[[Serving], None] = lambda _: None) -> int:
+    """Serve until SIGTERM or SIGINT; SIGHUP has the access file read again. Otherwise as `serve`."""
     stopped = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    return serve(settings, stopped, serving, slot=slot, reload_on=signal.SIGHUP)
+
+
+def serve(
+    settings: Settings,
+    stopped: threading.Event,
+    serving: Callable[[Serving], None],
+    *,
+    slot: int | None = None,
+    reload_on: signal.Signals | None = None,
+) -> int:
+    """Serve with as many processes as `settings` say until `stopped` is set; return the exit code.
+
+    Calls `serving` once every process answers. `slot` is the place of this process among those of a supervisor.
+    Raises what `Server.start` or `Fleet.start` raise.
+    """
     configure_logs(settings.log_level, settings.log_format)
-    port = SharedPort(settings.grpc_listen)
-    with tempfile.TemporaryDirectory(prefix="kronos-db-metrics-") as metrics:
-        inner = settings.model_copy(update={"grpc_listen": port.address, "ops_listen": "127.0.0.1:0", "processes": 1})
-        supervisor = Supervisor(
-            settings.processes,
-            partial(_command, metrics),
-            {**os.environ, **environment_of(inner)},
-            settings.drain_timeout + _PATIENCE,
-        )
-        readiness = _readiness(supervisor)
-        ops = OpsServer(settings.ops_listen, standard_routes(_registry(supervisor), readiness))
-        signal.signal(signal.SIGHUP, lambda *_: supervisor.signal(signal.SIGHUP))
+    running = _built(settings, slot)
+    if reload_on is not None:
+        signal.signal(reload_on, lambda *_: reload(running))
+    try:
+        if running.start(stopped):
+            serving(running)
+            stopped.wait()
+    except ProcessRefusedError as error:
+        return error.code
+    finally:
+        running.stop()
+    return 0
+
+
+def reload(running: Serving) -> None:
+    """Have the access file read again; whatever is wrong with it, the server goes on with the old policy."""
+    try:
+        running.reload_policy()
+        _log.info("access policy read again")
+    # Also a token hashed under a master key that is not there.
+    except KronosError as error:
+        _log.error("access policy refused, the old one stays", reason=str(error))
+
+
+def _built(settings: Settings, slot: int | None) -> Serving:
+    if slot is None and settings.process_count > 1:
+        return Fleet(settings)
+    # Only here: a supervisor has no use for gRPC.
+    from kronos_db.server import Server  # noqa: PLC0415
+
+    return Server(settings, slot)
+
+
+class Fleet:
+    """Several serving processes on one port: a supervisor keeps them, and its ops port speaks for all.
+
+    `start` returns when every process serves.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._count = settings.process_count
+        self._folder = tempfile.TemporaryDirectory(prefix="kronos-db-metrics-")
+        self._port: SharedPort | None = None
+        self._supervisor: Supervisor | None = None
+        self._readiness = Readiness(timeout=_READINESS_TIMEOUT)
+        self._registry = CollectorRegistry()
+        self._ops = OpsServer(settings.ops_listen, standard_routes(self._registry, self._readiness))
+        self.grpc_address = settings.grpc_listen
+
+    @property
+    def ops_address(self) -> str:
+        """HOST:PORT on which the ops port listens."""
+        return self._ops.address
+
+    def start(self, stopped: threading.Event) -> bool:
+        """Come up; return False when `stopped` was set meanwhile. Raises FleetStartError or ProcessRefusedError."""
         try:
-            ops.start()
-            supervisor.start()
-            refusal = supervisor.wait_until_serving(stopped.is_set)
-            if refusal is None and not stopped.is_set():
-                addressed = settings.model_copy(update={"grpc_listen": port.address, "ops_listen": ops.address})
-                _log.info("serving", grpc=port.address, ops=ops.address, processes=settings.processes)
-                serving(addressed)
-                stopped.wait()
-        finally:
-            readiness.drain()
-            supervisor.stop()
-            ops.stop()
-            port.close()
-        return refusal or 0
+            self._port = SharedPort(self._settings.grpc_listen)
+        except PortTakenError as error:
+            raise FleetStartError(f"KRONOS_DB_GRPC_LISTEN: {error}") from error
+        self.grpc_address = self._port.address
+        self._supervisor = supervisor = self._supervised()
+        self._registry.register(FleetMetrics(lambda: {slot.index: slot.ops for slot in supervisor.slots if slot.ops}))
+        for slot in supervisor.slots:
+            self._readiness.add(f"process {slot.index}", partial(_shortfall, slot), spare=True)
+        try:
+            self._ops.start()
+        except OpsAddressError as error:
+            raise FleetStartError(f"KRONOS_DB_OPS_LISTEN: {error}") from error
+        supervisor.start()
+        refusal = supervisor.wait_until_serving(stopped.is_set)
+        if refusal is not None:
+            raise ProcessRefusedError(refusal)
+        if stopped.is_set():
+            return False
+        _log.info("serving", grpc=self.grpc_address, ops=self.ops_address, processes=self._count)
+        return True
 
+    def reload_policy(self) -> None:
+        """Have every process read the access file again; each says itself what it found."""
+        if self._supervisor is not None:
+            self._supervisor.signal(signal.SIGHUP)
 
-def _command(metrics: str, slot: int, status: int) -> list[str]:
-    program = [sys.executable, "-m", "kronos_db"]
-    return [*program, "--slot", str(slot), "--status", str(status), "--metrics", str(Path(metrics))]
+    def stop(self) -> None:
+        """Drain all processes together, and let go of port and files."""
+        self._readiness.drain()
+        if self._supervisor is not None:
+            self._supervisor.stop()
+        self._ops.stop()
+        if self._port is not None:
+            self._port.close()
+        self._folder.cleanup()
 
+    def _supervised(self) -> Supervisor:
+        # What the processes do not share: each is alone at its ops port, and none is a supervisor.
+        inner = {"grpc_listen": self.grpc_address, "ops_listen": "127.0.0.1:0", "processes": 1}
+        environment = {**os.environ, **environment_of(self._settings.model_copy(update=inner))}
+        return Supervisor(self._count, self._command, environment, self._settings.drain_timeout + _PATIENCE)
 
-def _registry(supervisor: Supervisor) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(FleetMetrics(lambda: {slot.index: slot.ops for slot in supervisor.slots if slot.ops}))
-    return registry
-
-
-def _readiness(supervisor: Supervisor) -> Readiness:
-    readiness = Readiness(timeout=_READINESS_TIMEOUT)
-    for slot in supervisor.slots:
-        readiness.add(f"process {slot.index}", partial(_shortfall, slot))
-    return readiness
+    def _command(self, slot: int, status: int) -> list[str]:
+        place = ["--slot", str(slot), "--status", str(status), "--metrics", self._folder.name]
+        return [sys.executable, "-m", "kronos_db", *place]
 
 
 def _shortfall(slot: Slot) -> str | None:

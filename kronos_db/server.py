@@ -1,11 +1,10 @@
-"""Builds the server from its rooms, runs it, and migrates its database: the one file that knows every domain."""
+"""Builds the server from its rooms, starts and stops it: the one file that knows every domain."""
 
 from __future__ import annotations
 
 import gc
-import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -44,11 +43,9 @@ from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validat
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
-from kronos_db.runtime.ops.logs import configure_logs
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
-from kronos_db.runtime.stopping import Stop
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, open_database, shortfall
 from kronos_db.users.model import ERRORS as USERS_ERRORS
@@ -264,46 +261,6 @@ class Server:
                 f"KRONOS_DB_GRPC_LISTEN: {settings.grpc_listen} cannot be listened on; is it taken?"
             ) from None
         self.grpc_address = f"{settings.grpc_listen.rpartition(':')[0]}:{port}"
-
-
-def run(
-    settings: Settings,
-    slot: int | None = None,
-    serving: Callable[[Server], None] = lambda _server: None,
-    shared: Path | None = None,
-) -> int:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the access file again. Returns the exit code.
-
-    `slot` and `shared` are as for Server. Calls `serving` once calls are answered. Raises StartError, SettingsError,
-    PolicyError or KronosError when the server cannot start.
-    """
-    stopped = Stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    configure_logs(settings.log_level, settings.log_format)
-    server = Server(settings, slot, shared)
-    signal.signal(signal.SIGHUP, lambda *_: _reload(server))
-    serve(server, stopped, lambda: serving(server))
-    return 0
-
-
-def serve(server: Server, stopped: threading.Event, serving: Callable[[], None] = lambda: None) -> None:
-    """Serve until `stopped` is set; call `serving` once calls are answered. Raises as `run`."""
-    try:
-        if server.start(stopped):
-            serving()
-            stopped.wait()
-    finally:
-        server.stop()
-
-
-def _reload(server: Server) -> None:
-    try:
-        server.reload_policy()
-        _log.info("access policy read again")
-    # Also a token hashed under a master key that is not there: whatever is wrong with the file, the server goes on.
-    except KronosError as error:
-        _log.error("access policy refused, the old one stays", reason=str(error))
 
 
 def _access_file(settings: Settings) -> Path:

@@ -155,14 +155,14 @@ def fake(monkeypatch: pytest.MonkeyPatch, name: str, **parts: Any) -> None:
 def test_dev_prints_calls_to_paste(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def dev(settings: Settings, say: Callable[[str], None], announce: Callable[[Settings, str], None]) -> int:
         say("Starting …")
-        announce(settings.model_copy(update={"grpc_listen": "127.0.0.1:40404"}), TOKEN)
+        announce(settings.model_copy(update={"grpc_listen": "127.0.0.1:40404", "processes": 3}), TOKEN)
         return 3
 
     fake(monkeypatch, "kronos_db.dev", run=dev)
     result = run("dev")
     assert result.code == 3
     assert result.out.startswith("Starting …\n")
-    assert re.search(r"gRPC +127\.0\.0\.1:40404\n", result.out)
+    assert re.search(r"gRPC +127\.0\.0\.1:40404 \(3 processes\)\n", result.out)
     assert "http://127.0.0.1:9464 " in result.out
     assert "Redis       none: " in result.out
     calls = [line for line in result.out.splitlines() if " call " in line]
@@ -233,23 +233,30 @@ def test_a_token_is_shown_with_its_line(run: Run, monkeypatch: pytest.MonkeyPatc
 SERVING = """
 import runpy, sys, types
 server = types.ModuleType("kronos_db.server")
+class Server:
+    def __init__(self, settings, slot):
+        self.settings = settings
+    def start(self, stopped):
+        run(self.settings)
+        return False
+    def stop(self):
+        pass
 def run(settings):
     import kronos_db.runtime.ops.health, kronos_db.runtime.ops.http, kronos_db.runtime.ops.logs, sys
     names = ("typer", "rich", "rich.console", "click", "kronos_db.cli", "kronos_db.client")
     print([name for name in names if sys.modules.get(name)], settings.worker_threads)
-    return 3
-server.run = run
+server.Server = Server
 sys.modules["kronos_db.server"] = server
 runpy.run_module("kronos_db", run_name="__main__")
 """
 
 
 def test_the_serving_process_imports_nothing_of_the_command_line() -> None:
-    environment = {**os.environ, "KRONOS_DB_WORKER_THREADS": "7"}
+    environment = {**os.environ, "KRONOS_DB_WORKER_THREADS": "7", "KRONOS_DB_PROCESSES": "1"}
     done = subprocess.run(
         [sys.executable, "-c", SERVING], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (3, "[] 7\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[] 7\n", "")
 
 
 def test_the_serving_process_refuses_with_one_sentence() -> None:

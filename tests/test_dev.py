@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -81,6 +82,32 @@ def test_the_printed_calls_work_and_ctrl_c_leaves_nothing(start: Start, data: Pa
     assert dev.end() == 0
     assert still_running(family) == []
     assert "Traceback" not in "".join(dev.lines)
+
+
+def serving(family: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in family if "--slot" in process.cmdline()]
+
+
+@pytest.mark.parametrize(("processes", "serving_count"), [("", len(os.sched_getaffinity(0))), ("1", 0), ("3", 3)])
+def test_as_many_processes_serve_as_are_set_or_as_there_are_cores(
+    start: Start, processes: str, serving_count: int
+) -> None:
+    dev = start(processes=processes)
+    dev.serve()
+    # One alone serves itself, without a supervisor.
+    assert len(serving(dev.family())) == (serving_count if serving_count > 1 else 0)
+    paste(dev.calls[0])
+
+
+def test_a_killed_one_leaves_no_serving_process(start: Start) -> None:
+    dev = start(processes="2")
+    dev.serve()
+    left = serving(dev.family())
+    assert len(left) == 2
+    dev.process.kill()
+    assert still_running(left) == []
+    # What is left of PostgreSQL and Redis, the next start ends.
+    start().serve()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kronos_db import server
+from kronos_db import fleet, server
 from kronos_db.config import Settings
 from kronos_db.runtime.errors import KeyUnavailableError, KronosError
 from kronos_db.runtime.interceptors.policy import PolicyError
@@ -20,7 +20,7 @@ class Stub:
 
     error: KronosError
 
-    def __init__(self, _settings: Settings) -> None:
+    def __init__(self, _settings: Settings, _slot: int | None) -> None:
         self.grpc_address = self.ops_address = "127.0.0.1:1"
         self.reloads = 0
 
@@ -51,12 +51,12 @@ def _signals() -> Iterator[None]:
 def test_a_refused_policy_does_not_end_the_server(monkeypatch: pytest.MonkeyPatch, error: KronosError) -> None:
     stubs: list[Stub] = []
 
-    def build(settings: Settings) -> Stub:
-        stubs.append(Stub(settings))
+    def build(settings: Settings, slot: int | None) -> Stub:
+        stubs.append(Stub(settings, slot))
         stubs[0].error = error
         return stubs[0]
 
     monkeypatch.setattr(server, "Server", build)
-    monkeypatch.setattr(server, "configure_logs", lambda *_: None)
-    assert server.run(Settings.model_validate({})) == 0
+    monkeypatch.setattr(fleet, "configure_logs", lambda *_: None)
+    assert fleet.run(Settings.model_validate({"processes": 1})) == 0
     assert stubs[0].reloads == 2

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from kronos.users.v1 import users_pb2 as pb
 
-from kronos_db import server as server_module
+from kronos_db import fleet
 from kronos_db.config import Settings, SettingsError
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.interceptors.authentication import hash_token, new_token
@@ -167,7 +167,7 @@ class TestReload:
         hashed = hash_token(fresh_serving.tokens["newcomer"], fresh_serving.server._masters)
         self._file(fresh_serving).write_text(f'[callers.newcomer]\ntokens = ["{hashed}"]\nallow = ["*"]\n')
 
-        server_module._reload(fresh_serving.server)
+        fleet.reload(fresh_serving.server)
 
         assert get(fresh_serving.users("newcomer"), user.id) == user
         assert refused(lambda: get(users, user.id)).reason == "CREDENTIAL_INVALID"
@@ -192,7 +192,7 @@ class TestReload:
             self._file(fresh_serving).write_text(text)
 
         # As the signal handler calls it: it must not raise, for that would end the server.
-        server_module._reload(fresh_serving.server)
+        fleet.reload(fresh_serving.server)
 
         assert get(users, user.id) == user
         assert refused(lambda: fresh_serving.users("reader").ListUsers(pb.ListUsersRequest(page_size=-1))).fields

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,9 @@ _TIMEOUT = 2.0
 # Metrics of the process itself: told apart by process, not added up.
 _OWN = ("process_", "python_")
 _GROWING = frozenset({"counter", "histogram", "summary"})
-# Gauges of which the smallest or any is meant.
+# Gauges of which the smallest is meant, or the greatest: that of all others is the sum.
 _LEAST = frozenset({"kronos_db_part_ready"})
-_SAME = frozenset({"kronos_db_build_info"})
+_GREATEST = frozenset({"kronos_db_build_info", "kronos_db_background_last_success_timestamp_seconds"})
 
 # A series: its name and its labels.
 _Series = tuple[str, tuple[tuple[str, str], ...]]
@@ -47,6 +48,27 @@ class _Family:
     values: dict[_Series, float] = field(default_factory=dict)
 
 
+class _Grown:
+    """What one series after another of a metric has come to in one slot, whichever process was in it."""
+
+    def __init__(self) -> None:
+        self._before: dict[_Series, float] = {}
+        self._last: dict[_Series, float] = {}
+
+    def add(self, values: Mapping[_Series, float]) -> None:
+        """Take the values of the process that is in the slot now."""
+        for series, value in values.items():
+            last = self._last.get(series, 0.0)
+            if value < last:
+                # Another process, which counts this in its memory and begins at zero.
+                self._before[series] = self._before.get(series, 0.0) + last
+            self._last[series] = value
+
+    def total(self) -> dict[_Series, float]:
+        """Return what all processes of the slot have counted."""
+        return {series: self._before.get(series, 0.0) + value for series, value in self._last.items()}
+
+
 class FleetMetrics(Collector):
     """Asks every process for its metrics and adds them up.
 
@@ -56,31 +78,29 @@ class FleetMetrics(Collector):
 
     def __init__(self, processes: Callable[[], Mapping[int, str]]) -> None:
         self._processes = processes
-        self._grown: dict[int, dict[str, _Family]] = {}
+        # An older answer must not come after a newer one.
+        self._lock = threading.Lock()
+        self._grown: dict[tuple[int, str], tuple[_Family, _Grown]] = {}
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics of the fleet."""
-        sums: dict[str, _Family] = {}
-        current = {slot: _ask(address) for slot, address in self._processes().items()}
-        for slot, families in current.items():
-            self._remember(slot, families)
-        for families in self._grown.values():
-            for name, family in families.items():
-                _add(sums, name, family, sum_of)
-        for slot, families in sorted(current.items()):
-            for name, family in families.items():
-                if name.startswith(_OWN):
-                    _add(sums, name, _labelled(family, slot), sum_of)
-                elif family.kind not in _GROWING:
-                    _add(sums, name, family, min if name in _LEAST else max if name in _SAME else sum_of)
+        with self._lock:
+            sums = self._summed()
         for name, family in sorted(sums.items()):
             yield _metric(name, family)
 
-    def _remember(self, slot: int, families: Mapping[str, _Family]) -> None:
-        known = self._grown.setdefault(slot, {})
-        for name, family in families.items():
-            if family.kind in _GROWING and not name.startswith(_OWN):
-                _add(known, name, family, max)
+    def _summed(self) -> dict[str, _Family]:
+        sums: dict[str, _Family] = {}
+        for slot, address in sorted(self._processes().items()):
+            for name, answered in _ask(address).items():
+                family = _labelled(answered, slot) if name.startswith(_OWN) else answered
+                if family.kind in _GROWING:
+                    self._grown.setdefault((slot, name), (family, _Grown()))[1].add(family.values)
+                else:
+                    _add(sums, name, family, min if name in _LEAST else max if name in _GREATEST else sum_of)
+        for (_slot, name), (family, grown) in self._grown.items():
+            _add(sums, name, _Family(family.kind, family.meaning, grown.total()), sum_of)
+        return sums
 
 
 def sum_of(one: float, other: float) -> float:

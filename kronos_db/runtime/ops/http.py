@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from kronos_db.runtime.errors import KronosError
-from kronos_db.runtime.ops.readiness import OK, Readiness
+from kronos_db.runtime.ops.readiness import OK, Readiness, State
 
 HEAD_LIMIT = 16 * 1024
 BODY_LIMIT = 1024 * 1024
@@ -104,7 +104,7 @@ class Route:
 
 
 def standard_routes(registry: CollectorRegistry, readiness: Readiness) -> list[Route]:
-    """Return /metrics, /livez (the process answers) and /readyz (every part can do its work)."""
+    """Return /metrics, /livez (the process answers) and /readyz (its parts can do their work)."""
 
     def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -120,9 +120,10 @@ def standard_routes(registry: CollectorRegistry, readiness: Readiness) -> list[R
 
     def readyz(_request: Request) -> Response:
         parts = readiness.report()
-        ready = all(state == OK for state in parts.values())
-        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return Response.of_json({"status": OK if ready else "not ready", "parts": parts}, status)
+        state = readiness.state_of(parts)
+        # What is degraded still answers on its port: it is not to be taken out of the load balancer.
+        status = HTTPStatus.SERVICE_UNAVAILABLE if state is State.NOT_READY else HTTPStatus.OK
+        return Response.of_json({"status": state.value, "parts": parts}, status)
 
     return [Route("GET", "/metrics", metrics), Route("GET", "/livez", livez), Route("GET", "/readyz", readyz)]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 import structlog
@@ -19,20 +20,32 @@ SERVER = "server"
 log = structlog.get_logger(__name__)
 
 
+class State(enum.Enum):
+    """What a report comes to."""
+
+    READY = OK
+    # Works, with less than it should have.
+    DEGRADED = "degraded"
+    NOT_READY = "not ready"
+
+
 class Readiness:
     """The named checks of a process, and whether it is draining. `timeout` in seconds bounds a report."""
 
     def __init__(self, *, timeout: float = 2.0) -> None:
         self._timeout = timeout
         self._probes: dict[str, _Probe] = {}
+        self._spares: set[str] = set()
         self._draining = threading.Event()
         self._on_drain: list[Callable[[], None]] = []
 
-    def add(self, part: str, check: Check) -> None:
-        """Add the check of a part. All are to be added before the first report."""
+    def add(self, part: str, check: Check, *, spare: bool = False) -> None:
+        """Add the check of a part; of those that are `spare` one is enough. All before the first report."""
         if part == SERVER or part in self._probes:
             raise ValueError(f"{part} has a check already")
         self._probes[part] = _Probe(part, check)
+        if spare:
+            self._spares.add(part)
 
     @property
     def parts(self) -> frozenset[str]:
@@ -66,6 +79,13 @@ class Readiness:
             except TimeoutError:
                 report[part] = f"no answer within {self._timeout:g} s"
         return report
+
+    def state_of(self, report: Mapping[str, str]) -> State:
+        """Return what a report comes to."""
+        missing = {part for part, state in report.items() if state != OK}
+        if not missing:
+            return State.READY
+        return State.DEGRADED if missing < self._spares else State.NOT_READY
 
 
 class _Probe:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from kronos_db.runtime.ops.readiness import Readiness
+from kronos_db.runtime.ops.readiness import Readiness, State
 
 
 @pytest.fixture
@@ -32,6 +32,24 @@ def test_a_report_names_every_part() -> None:
         "migrations": "2 migrations of users are pending",
     }
     assert readiness.parts == {"server", "users database", "migrations"}
+
+
+@pytest.mark.parametrize(
+    ("report", "state"),
+    [
+        ({"server": "ok", "database": "ok", "one": "ok", "other": "ok"}, State.READY),
+        ({"server": "ok", "database": "ok", "one": "ok", "other": "is being started"}, State.DEGRADED),
+        ({"server": "ok", "database": "ok", "one": "is away", "other": "is being started"}, State.NOT_READY),
+        ({"server": "ok", "database": "is away", "one": "ok", "other": "is being started"}, State.NOT_READY),
+        ({"server": "draining", "database": "ok", "one": "ok", "other": "ok"}, State.NOT_READY),
+    ],
+)
+def test_of_what_is_spare_one_is_enough(report: dict[str, str], state: State) -> None:
+    readiness = Readiness()
+    readiness.add("database", lambda: None)
+    for part in ("one", "other"):
+        readiness.add(part, lambda: None, spare=True)
+    assert readiness.state_of(report) is state
 
 
 def test_a_check_that_raises_tells_its_class_alone() -> None:

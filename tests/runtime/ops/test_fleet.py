@@ -1,0 +1,86 @@
+"""The metrics of several processes as those of one: sums, and counters that never go back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
+from kronos_db.runtime.ops.fleet import FleetMetrics
+from kronos_db.runtime.ops.http import OpsServer, Request, Response, Route
+
+Process = Callable[[str], str]
+
+
+@pytest.fixture
+def process() -> Iterator[Process]:
+    """Start a process that answers /metrics with a text; return its ops address."""
+    started: list[OpsServer] = []
+
+    def start(text: str) -> str:
+        def metrics(_request: Request) -> Response:
+            return Response(body=text.encode())
+
+        started.append(OpsServer("127.0.0.1:0", [Route("GET", "/metrics", metrics)]))
+        started[-1].start()
+        return started[-1].address
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+def counter(name: str, value: float) -> str:
+    return f"# HELP {name} What is counted.\n# TYPE {name} counter\n{name} {value}\n"
+
+
+def gauge(name: str, value: float) -> str:
+    return f"# HELP {name} What is measured.\n# TYPE {name} gauge\n{name} {value}\n"
+
+
+def scraped(metrics: FleetMetrics) -> list[str]:
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    return [line for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
+
+
+def test_counters_go_on_over_processes_that_begin_at_zero_and_those_that_do_not(process: Process) -> None:
+    there: dict[int, str] = {}
+    metrics = FleetMetrics(lambda: there)
+    there.update({0: process(counter("calls_total", 5)), 1: process(counter("calls_total", 7))})
+    assert scraped(metrics) == ["calls_total 12.0"]
+    del there[0]
+    assert scraped(metrics) == ["calls_total 12.0"]
+    # It goes on from a file, and its successor begins at zero.
+    there[0] = process(counter("calls_total", 6))
+    assert scraped(metrics) == ["calls_total 13.0"]
+    there[0] = process(counter("calls_total", 2))
+    assert scraped(metrics) == ["calls_total 15.0"]
+    assert scraped(metrics) == ["calls_total 15.0"]
+
+
+def test_what_a_process_is_asked_for_itself_is_labelled_and_does_not_go_back(process: Process) -> None:
+    there = {0: process(counter("process_cpu_seconds_total", 5)), 1: process(counter("process_cpu_seconds_total", 3))}
+    metrics = FleetMetrics(lambda: there)
+    scraped(metrics)
+    there[0] = process(counter("process_cpu_seconds_total", 1))
+    assert scraped(metrics) == [
+        'process_cpu_seconds_total{process="0"} 6.0',
+        'process_cpu_seconds_total{process="1"} 3.0',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kronos_db_pool_size", 7.0), ("kronos_db_part_ready", 3.0), ("kronos_db_build_info", 4.0)],
+)
+def test_gauges_are_added_up_unless_one_of_them_is_meant(process: Process, name: str, value: float) -> None:
+    there = {0: process(gauge(name, 4)), 1: process(gauge(name, 3))}
+    assert scraped(FleetMetrics(lambda: there)) == [f"{name} {value}"]
+
+
+def test_a_process_that_does_not_answer_is_left_out(process: Process) -> None:
+    there = {0: process(counter("calls_total", 5)), 1: "127.0.0.1:1"}
+    assert scraped(FleetMetrics(lambda: there)) == ["calls_total 5.0"]
