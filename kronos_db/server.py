@@ -28,8 +28,10 @@ from kronos_db.runtime.cache.remote import Remote
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
+from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.holders import Holders
+from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
@@ -41,6 +43,7 @@ from kronos_db.runtime.interceptors.overload import Overload
 from kronos_db.runtime.interceptors.policy import Policy, load_policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops import saturation
+from kronos_db.runtime.ops.background import watch_background
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
@@ -99,6 +102,8 @@ class Server:
         saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_parts(self.registry, self.readiness.report)
+        self._background = [work for database in self._databases.values() for work in upkeep(database)]
+        watch_background(self.registry, self._background, OUTCOMES)
         self._core = OneCore(slot)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -139,6 +144,8 @@ class Server:
         gc.freeze()
         self._serving.set()
         self._health.start()
+        for work in self._background:
+            work.start()
         _log.info("serving", grpc=self.grpc_address, ops=self.ops_address)
         return True
 
@@ -158,6 +165,8 @@ class Server:
         for pool in self._pools:
             # Without waiting: a handler that outlasted the drain must not hold up the rest.
             pool.shutdown(wait=False, cancel_futures=True)
+        for work in self._background:
+            work.stop()
         for coherence in self._coherence.values():
             coherence.stop()
         for remote in self._remotes:

@@ -17,8 +17,10 @@ from kronos.options.v1 import options_pb2
 from prometheus_client import CollectorRegistry
 
 from kronos_db import cli, config, server
+from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.errors import ERROR_DOMAIN, UNKNOWN
 from kronos_db.runtime.ops import saturation
+from kronos_db.runtime.ops.background import watch_background
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +85,10 @@ def metrics_page() -> str:
     saturation.watch_pools(registry, {"example": SimpleNamespace(stats=dict)})
     saturation.watch_calls(registry, lambda: {"example": 0}, int)
     saturation.watch_parts(registry, lambda: {"example": "ok"})
+    work = SimpleNamespace(
+        domain="example", name="example", success_time=0.0, holds=True, on_end=lambda _listener: None
+    )
+    watch_background(registry, [work], OUTCOMES)
     # Those of the interpreter and the process stand after the server's own.
     families = sorted(_families(registry), key=lambda row: (row[0].startswith(("`process_", "`python_")), row[0]))
     return f"""# Metrics

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 Reply = TypeVar("Reply")
 
 PRIMARY_KEY = "idempotency_pkey"
-# Every 16th write removes up to 64 expired rows, so the table needs no janitor.
+# Every 16th write removes up to 64 expired rows, as many as come in and more; `upkeep` does it when nobody writes.
 _PURGE_ODDS = 16
 
 
