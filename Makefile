@@ -21,7 +21,7 @@ run: $(STAMP) ## Start everything on this machine: PostgreSQL, Redis, the server
 	@exec $(BIN)/kronos-db dev
 
 .PHONY: protos
-protos: $(STAMP) ## Write the .proto files with all that they import into OUT
+protos: $(STAMP) ## Write the .proto files with all that they import, and the retry policy, into OUT
 	@$(BIN)/python scripts/contract.py export --out $(OUT)
 
 .PHONY: install

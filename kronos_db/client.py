@@ -7,8 +7,10 @@ import difflib
 import json
 import queue
 import re
+import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +29,13 @@ from grpc_status import rpc_status
 
 # Seconds for each question to the server's reflection.
 REFLECTION_TIMEOUT = 10.0
+
+# What goes with the service config: a lost connection is made anew at once, and large requests can be repeated too.
+_RETRY_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.per_rpc_retry_buffer_size", 16 << 20),
+)
 
 # A server that listens everywhere is called here.
 _HERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing is bound to it
@@ -201,12 +210,12 @@ class Client:
         def guarded() -> Iterator[Message]:
             # Runs in a thread of gRPC, which would log the error and end the call as if it were the server's.
             try:
-                yield from requests
+                yield from requests if method.descriptor.client_streaming else map(_repeatable, requests)
             except ClientError as error:
                 fault.append(error)
                 begun.get(timeout=REFLECTION_TIMEOUT).cancel()
 
-        call = invoke(guarded(), timeout=deadline, metadata=self._headers)
+        call = invoke(guarded(), timeout=deadline, metadata=self._headers, wait_for_ready=False)
         begun.put(call)
         try:
             yield from call
@@ -247,7 +256,9 @@ class Client:
                 except ClientError as error:
                     yield Outcome(number, error)
                     continue
-                running[number] = call = invoke.future(request, timeout=deadline, metadata=self._headers)
+                running[number] = call = invoke.future(
+                    _repeatable(request), timeout=deadline, metadata=self._headers, wait_for_ready=False
+                )
                 call.add_done_callback(noted(number))
             while running:
                 yield finished()
@@ -338,8 +349,12 @@ class _Reflection:
 def connect(
     address: str, *, ca: Path | None = None, certificate: Path | None = None, key: Path | None = None
 ) -> grpc.Channel:
-    """Return a channel to HOST:PORT; with any of the PEM files it speaks TLS, with a certificate if there is one."""
-    options = [("grpc.max_receive_message_length", -1)]
+    """Return a channel to HOST:PORT that repeats as the service config of the contract says.
+
+    With any of the PEM files it speaks TLS, with a certificate if there is one.
+    """
+    policy = files("kronos").joinpath("service_config.json").read_text(encoding="utf-8")
+    options = [("grpc.max_receive_message_length", -1), ("grpc.service_config", policy), *_RETRY_OPTIONS]
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or port == "0":
         raise ClientError(f"{address} is not the HOST:PORT of a server.")
@@ -373,6 +388,13 @@ def headers_of(lines: Iterable[str], token: str | None = None) -> list[tuple[str
             raise ClientError("The token has characters that no token has.")
         headers.append(("authorization", f"Bearer {token}"))
     return headers
+
+
+def _repeatable(request: Message) -> Message:
+    """Give a write its request_id, unless it has one: gRPC may send it again."""
+    if getattr(request, "request_id", None) == "":
+        request.request_id = str(uuid.uuid4())  # type: ignore[attr-defined] # it was there just now
+    return request
 
 
 def _is_short_for(short: str, name: str) -> bool:

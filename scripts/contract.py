@@ -20,6 +20,7 @@ from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 from proto_text import proto_text
 from protovalidate._gen.buf.validate import validate_pb
+from service_config import service_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
@@ -30,6 +31,8 @@ WELL_KNOWN = Path(protoc.__file__).parent / "_proto"
 # What the details of errors are made of.
 RPC = Path(next(iter(google.rpc.__path__))).parent.parent
 ERRORS = ("google/rpc/error_details.proto", "google/rpc/status.proto")
+# Beside the stubs, where the wheel and `make protos` take it from.
+SERVICE_CONFIG = "kronos/service_config.json"
 BIN = Path(sys.executable).parent
 
 
@@ -87,7 +90,8 @@ def export(target: Path) -> None:
         written = compiled(Path(scratch) / "written.binpb", [f"-I{target}", *sources(PROTOS), *ERRORS])
     if written != meant:
         raise SystemExit("the exported files do not say what the contract says")
-    print(f"{len(meant)} files in {target}")
+    (target / SERVICE_CONFIG).write_text(service_config(meant), encoding="utf-8")
+    print(f"{len(meant) + 1} files in {target}")
 
 
 def compiled(out: Path, arguments: list[str]) -> list[descriptor_pb2.FileDescriptorProto]:
@@ -98,7 +102,7 @@ def compiled(out: Path, arguments: list[str]) -> list[descriptor_pb2.FileDescrip
 
 
 def generate(target: Path) -> None:
-    """Write stubs, typing files and `kronos.binpb`, the whole contract in one file, into `target`."""
+    """Write stubs, typing files, the service config and `kronos.binpb`, the contract in one file, into `target`."""
     with tempfile.TemporaryDirectory() as scratch:
         third = third_party(Path(scratch))
         plugins = [f"--plugin=protoc-gen-{name}={BIN}/protoc-gen-{name}" for name in ("mypy", "mypy_grpc")]
@@ -109,6 +113,8 @@ def generate(target: Path) -> None:
         names = sources(PROTOS)
         compile_protos([*plugins, f"--descriptor_set_in={third}", *inputs, *outputs, *services, *names])
         shutil.copy(image(PROTOS, Path(scratch)), target / "kronos.binpb")
+    contract = descriptor_pb2.FileDescriptorSet.FromString((target / "kronos.binpb").read_bytes())
+    (target / SERVICE_CONFIG).write_text(service_config(contract.file), encoding="utf-8")
     for path in target.rglob("*_pb2_grpc.py*"):
         # A file of messages alone has an empty service module.
         if "Stub" not in path.read_text():
