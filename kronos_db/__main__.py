@@ -20,11 +20,11 @@ def main() -> int:
     """Return 0 after an orderly stop, 1 when the server cannot start, 2 when a setting is wrong."""
     # structlog takes rich in wherever it is installed: start time and memory that a serving process has no use for.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # None is how an import is refused
-    place = _arguments()
+    given = _arguments()
     try:
         settings = load()
-        if place.slot is not None:
-            return _serve_in(place, settings)
+        if given.slot is not None:
+            return _serve_in(given, settings)
         from kronos_db import fleet  # noqa: PLC0415 - after rich is refused
 
         return fleet.run(settings)
@@ -41,26 +41,28 @@ def _arguments() -> argparse.Namespace:
     inner = parser.add_argument_group("given by a supervisor to its processes")
     inner.add_argument("--slot", type=int, help="place among the processes that share a port")
     inner.add_argument("--status", type=int, help="file descriptor that is told when this process serves")
-    inner.add_argument("--metrics", type=Path, help="folder that keeps the values of counters")
+    inner.add_argument(
+        "--shared", type=Path, help="folder of all these processes: values of counters, boards of copies"
+    )
     return parser.parse_args()
 
 
-def _serve_in(place: argparse.Namespace, settings: Settings) -> int:
+def _serve_in(given: argparse.Namespace, settings: Settings) -> int:
     """Serve as one of several processes."""
     # Before the server is imported: metrics take their kind of value when they are made.
     from kronos_db.runtime.ops.fleet import keep_values_in  # noqa: PLC0415
     from kronos_db.runtime.processes import end_with_parent  # noqa: PLC0415
 
     end_with_parent()
-    keep_values_in(place.metrics, place.slot)
+    keep_values_in(given.shared, given.slot)
     from kronos_db import fleet  # noqa: PLC0415
 
     def tell(serving: Serving) -> None:
-        with os.fdopen(place.status, "w", encoding="utf-8") as status:
+        with os.fdopen(given.status, "w", encoding="utf-8") as status:
             json.dump({"ops": serving.ops_address}, status)
             status.write("\n")
 
-    return fleet.run(settings, place.slot, tell)
+    return fleet.run(settings, fleet.Place(given.slot, given.shared), tell)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -42,6 +44,14 @@ class ProcessRefusedError(KronosError):
         self.code = code
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process stands among those of a supervisor: its slot, and the folder that all of them share."""
+
+    slot: int
+    shared: Path
+
+
 class Serving(Protocol):
     """What answers calls: one server, or a fleet of them."""
 
@@ -61,12 +71,12 @@ class Serving(Protocol):
         """Drain, and let go of everything."""
 
 
-def run(settings: Settings, slot: int | None = None, serving: Callable[[Serving], None] = lambda _: None) -> int:
+def run(settings: Settings, place: Place | None = None, serving: Callable[[Serving], None] = lambda _: None) -> int:
     """Serve until SIGTERM or SIGINT; SIGHUP has the access file read again. Otherwise as `serve`."""
     stopped = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    return serve(settings, stopped, serving, slot=slot, reload_on=signal.SIGHUP)
+    return serve(settings, stopped, serving, place=place, reload_on=signal.SIGHUP)
 
 
 def serve(
@@ -74,16 +84,16 @@ def serve(
     stopped: threading.Event,
     serving: Callable[[Serving], None],
     *,
-    slot: int | None = None,
+    place: Place | None = None,
     reload_on: signal.Signals | None = None,
 ) -> int:
     """Serve with as many processes as `settings` say until `stopped` is set; return the exit code.
 
-    Calls `serving` once every process answers. `slot` is the place of this process among those of a supervisor.
-    Raises what `Server.start` or `Fleet.start` raise.
+    Calls `serving` once every process answers. `place` is that of this process below a supervisor. `reload_on` is the
+    signal that has the access file read again. Raises what `Server.start` or `Fleet.start` raise.
     """
     configure_logs(settings.log_level, settings.log_format)
-    running = _built(settings, slot)
+    running = _built(settings, place)
     if reload_on is not None:
         signal.signal(reload_on, lambda *_: reload(running))
     try:
@@ -107,13 +117,13 @@ def reload(running: Serving) -> None:
         _log.error("access policy refused, the old one stays", reason=str(error))
 
 
-def _built(settings: Settings, slot: int | None) -> Serving:
-    if slot is None and settings.process_count > 1:
+def _built(settings: Settings, place: Place | None) -> Serving:
+    if place is None and settings.process_count > 1:
         return Fleet(settings)
     # Only here: a supervisor has no use for gRPC.
     from kronos_db.server import Server  # noqa: PLC0415
 
-    return Server(settings, slot)
+    return Server(settings) if place is None else Server(settings, place.slot, place.shared)
 
 
 class Fleet:
@@ -125,7 +135,8 @@ class Fleet:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._count = settings.process_count
-        self._folder = tempfile.TemporaryDirectory(prefix="kronos-db-metrics-")
+        # It outlives its processes: what they count, and when their copies were outdated.
+        self._shared = tempfile.TemporaryDirectory(prefix="kronos-db-")
         self._port: SharedPort | None = None
         self._supervisor: Supervisor | None = None
         self._readiness = Readiness(timeout=_READINESS_TIMEOUT)
@@ -175,7 +186,7 @@ class Fleet:
         self._ops.stop()
         if self._port is not None:
             self._port.close()
-        self._folder.cleanup()
+        self._shared.cleanup()
 
     def _supervised(self) -> Supervisor:
         # What the processes do not share: each is alone at its ops port, and none is a supervisor.
@@ -184,7 +195,7 @@ class Fleet:
         return Supervisor(self._count, self._command, environment, self._settings.drain_timeout + _PATIENCE)
 
     def _command(self, slot: int, status: int) -> list[str]:
-        place = ["--slot", str(slot), "--status", str(status), "--metrics", self._folder.name]
+        place = ["--slot", str(slot), "--status", str(status), "--shared", self._shared.name]
         return [sys.executable, "-m", "kronos_db", *place]
 
 

@@ -234,7 +234,7 @@ SERVING = """
 import runpy, sys, types
 server = types.ModuleType("kronos_db.server")
 class Server:
-    def __init__(self, settings, slot):
+    def __init__(self, settings):
         self.settings = settings
     def start(self, stopped):
         run(self.settings)

@@ -20,7 +20,7 @@ class Stub:
 
     error: KronosError
 
-    def __init__(self, _settings: Settings, _slot: int | None) -> None:
+    def __init__(self, _settings: Settings) -> None:
         self.grpc_address = self.ops_address = "127.0.0.1:1"
         self.reloads = 0
 
@@ -51,8 +51,8 @@ def _signals() -> Iterator[None]:
 def test_a_refused_policy_does_not_end_the_server(monkeypatch: pytest.MonkeyPatch, error: KronosError) -> None:
     stubs: list[Stub] = []
 
-    def build(settings: Settings, slot: int | None) -> Stub:
-        stubs.append(Stub(settings, slot))
+    def build(settings: Settings) -> Stub:
+        stubs.append(Stub(settings))
         stubs[0].error = error
         return stubs[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -83,6 +83,16 @@ def _watch_counters(fleet: Fleet, stop: threading.Event) -> int:
     return scrapes
 
 
+def _wait_for_progress(callers: Sequence[Caller], jobs: Sequence[Future[object]]) -> None:
+    """Return when every caller has made some more calls, or one has failed."""
+    enough = [caller.updates + 5 for caller in callers]
+
+    def reached() -> bool:
+        return all(caller.updates >= updates for caller, updates in zip(callers, enough, strict=True))
+
+    eventually(lambda: reached() or any(job.done() for job in jobs), LIMIT)
+
+
 @pytest.fixture
 def fleet(database: str, tmp_path: Path) -> Iterator[Fleet]:
     running = Fleet(tmp_path, database)
@@ -102,11 +112,10 @@ def test_callers_do_not_notice_that_processes_are_killed(fleet: Fleet, database:
         scraping = threads.submit(_watch_counters, fleet, stop)
         try:
             for _kill in range(KILLS):
-                before = [caller.updates for caller in callers]
-                progress = lambda: all(now.updates > then + 5 for now, then in zip(callers, before, strict=True))  # noqa: B023, E731
-                eventually(lambda: progress() or any(job.done() for job in jobs), LIMIT)
+                _wait_for_progress(callers, jobs)
                 eventually(fleet.is_ready, LIMIT)
                 random.choice(fleet.children()).kill()
+            _wait_for_progress(callers, jobs)
         finally:
             stop.set()
         for job in jobs:

@@ -69,7 +69,17 @@ def tables(dsn: str, schema: str = "things") -> list[str]:
 
 RUNTIME = [f"runtime/{path.stem}" for path in sorted(RUNTIME_MIGRATIONS.glob("*.sql"))]
 ALL = sorted(
-    {"data_key", "idempotency", "change", "change_horizon", "copy_holder", "other", "schema_migration", "thing"}
+    {
+        "data_key",
+        "idempotency",
+        "change",
+        "change_horizon",
+        "copy_holder",
+        "lease",
+        "other",
+        "schema_migration",
+        "thing",
+    }
 )
 CHAIN = [*RUNTIME, "things/0001_create", "things/0002_more"]
 

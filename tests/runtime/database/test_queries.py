@@ -36,7 +36,13 @@ def served(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory)
 
 def test_no_query_of_any_domain_is_left_out() -> None:
     assert {path.parent.name for path in DOMAIN_SQL} == set(SERVED)
-    assert [path.name for path in RUNTIME_SQL] == ["changes.sql", "data_keys.sql", "holders.sql", "idempotency.sql"]
+    assert [path.name for path in RUNTIME_SQL] == [
+        "changes.sql",
+        "data_keys.sql",
+        "holders.sql",
+        "idempotency.sql",
+        "leases.sql",
+    ]
 
 
 @pytest.fixture(scope="module")
