@@ -46,9 +46,9 @@ class ProcessRefusedError(KronosError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process stands among those of a supervisor: its slot, and the folder that all of them share."""
+    """Where a process stands among others: its slot, None on a port of its own, and the folder that all share."""
 
-    slot: int
+    slot: int | None
     shared: Path
 
 
@@ -89,7 +89,7 @@ def serve(
 ) -> int:
     """Serve with as many processes as `settings` say until `stopped` is set; return the exit code.
 
-    Calls `serving` once every process answers. `place` is that of this process below a supervisor. `reload_on` is the
+    Calls `serving` once every process answers. `place` is that of this process among others. `reload_on` is the
     signal that has the access file read again. Raises what `Server.start` or `Fleet.start` raise.
     """
     configure_logs(settings.log_level, settings.log_format)

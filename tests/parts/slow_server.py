@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kronos_db import server
+from kronos_db import fleet
 from kronos_db.config import load
 from kronos_db.runtime.cache import board, coherence, engine, memory, remote
 
@@ -87,7 +87,8 @@ def main() -> None:
             _slowly(kind, name, chance)
     if arguments.fault:
         FAULTS[arguments.fault]()
-    server.run(load(), None, lambda serving: print(serving.grpc_address, flush=True), arguments.shared)
+    place = fleet.Place(None, arguments.shared)
+    fleet.run(load(), place, lambda serving: print(serving.grpc_address, flush=True))
 
 
 if __name__ == "__main__":
