@@ -1,8 +1,8 @@
-// Users from Node.js: create, get, list, read an error's details, and repeat a call whose answer was lost.
+// Users from Node.js: create, get, list, read an error's details, and have gRPC repeat what is lost on the way.
 // Usage: node users.mjs PROTOS, where PROTOS is the directory that `make protos` has filled.
 import { randomUUID } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import path from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import grpc from '@grpc/grpc-js'
 import { loadSync } from '@grpc/proto-loader'
 import protobuf from 'protobufjs'
@@ -10,33 +10,31 @@ import protobuf from 'protobufjs'
 const protos = path.resolve(process.argv[2] ?? 'protos')
 const address = process.env.KRONOS_ADDRESS ?? '127.0.0.1:50051'
 const deadline = 5_000 // milliseconds
-const attempts = 4
+// gRPC repeats by itself what the service config names, until the deadline. That is safe for writes because they carry
+// a requestId: a repeat gets the first answer and changes nothing.
+const options = {
+  'grpc.service_config': readFileSync(path.join(protos, 'kronos/service_config.json'), 'utf8'),
+  'grpc.initial_reconnect_backoff_ms': 100,
+}
 
 const loaded = loadSync('kronos/users/v1/users.proto', {
   includeDirs: [protos], longs: String, enums: String, defaults: true, oneofs: true,
 })
 const { UsersService } = grpc.loadPackageDefinition(loaded).kronos.users.v1
-const credential = new grpc.Metadata()
+// grpc-js takes waitForReady from here alone.
+const credential = new grpc.Metadata({ waitForReady: true })
 credential.set('authorization', `Bearer ${process.env.KRONOS_TOKEN}`)
 
 const root = new protobuf.Root()
 root.resolvePath = (_origin, target) => path.resolve(protos, target)
 root.loadSync(['google/rpc/status.proto', 'google/rpc/error_details.proto'])
 
-// Calls with credential and deadline, again while the server cannot be reached. That is safe for writes because they
-// carry a requestId: a repeat gets the first answer and changes nothing.
-async function call(client, method, request) {
-  for (let attempt = 1; ; attempt++) {
-    try {
-      return await new Promise((resolve, reject) => client[method](
-        request, credential, { deadline: Date.now() + deadline },
-        (error, response) => (error ? reject(error) : resolve(response)),
-      ))
-    } catch (error) {
-      if (error.code !== grpc.status.UNAVAILABLE || attempt === attempts) throw error
-      await sleep(100 * 2 ** attempt)
-    }
-  }
+// Calls with credential and deadline.
+function call(client, method, request) {
+  return new Promise((resolve, reject) => client[method](
+    request, credential, { deadline: Date.now() + deadline },
+    (error, response) => (error ? reject(error) : resolve(response)),
+  ))
 }
 
 // The details of a refused call: [{ '@type': 'google.rpc.ErrorInfo', reason, … }, …].
@@ -58,7 +56,7 @@ function explain(error) {
   return words.join(' | ')
 }
 
-const client = new UsersService(address, grpc.credentials.createInsecure())
+const client = new UsersService(address, grpc.credentials.createInsecure(), options)
 const name = `ann-${randomUUID().slice(0, 8)}`
 
 const request = { user: { username: name, email: `${name}@example.org` }, requestId: randomUUID() }
