@@ -45,7 +45,7 @@ def run(settings: Settings, serving: Callable[[Settings], None] = lambda _settin
             settings.processes,
             partial(_command, metrics),
             {**os.environ, **environment_of(inner)},
-            settings.drain_timeout + _PATIENCE,
+            settings.drain_pause + settings.drain_timeout + _PATIENCE,
         )
         readiness = _readiness(supervisor)
         ops = OpsServer(settings.ops_listen, standard_routes(_registry(supervisor), readiness))

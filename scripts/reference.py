@@ -81,7 +81,7 @@ def metrics_page() -> str:
     example = RpcMetrics(registry).for_method("unary", "example", "Example")
     example.handled("OK", 0.0)
     saturation.watch_pools(registry, {"example": SimpleNamespace(stats=dict)})
-    saturation.watch_calls(registry, lambda: {"example": 0}, int)
+    saturation.watch_calls(registry, lambda: {"example": 0}, dict)
     saturation.watch_parts(registry, lambda: {"example": "ok"})
     # Those of the interpreter and the process stand after the server's own.
     families = sorted(_families(registry), key=lambda row: (row[0].startswith(("`process_", "`python_")), row[0]))
