@@ -166,8 +166,10 @@ class Settings(BaseSettings):
         None, description="PEM authorities of client certificates: turns mTLS on."
     )
 
-    worker_threads: int = Field(4, ge=1, le=256, description="Threads that run calls; few beat many.")
-    compute_threads: int = Field(2, ge=1, le=64, description="Threads for password hashing, apart from the workers.")
+    worker_threads: int = Field(4, ge=1, le=256, description="Threads that run the calls of a domain; few beat many.")
+    compute_threads: int = Field(
+        2, ge=1, le=64, description="Threads of a domain for password hashing, apart from the workers."
+    )
     processes: int | None = Field(
         None,
         ge=1,
@@ -179,16 +181,41 @@ class Settings(BaseSettings):
         "one-core", description="Whether the threads of a serving process stay on one core, chosen and changed by load."
     )
     max_concurrent_calls: int = Field(
-        512, ge=1, le=100_000, description="Calls in the server at once; more are refused."
+        16_384,
+        ge=1,
+        le=1_000_000,
+        description="Calls of all domains in the server at once. The last bound, refused without a reason: keep it "
+        "above what the domains' limits add up to.",
     )
     domain_concurrent_calls: int = Field(
-        256, ge=1, le=100_000, description="Calls of one domain in the server at once; more are refused."
+        256,
+        ge=1,
+        le=100_000,
+        description="Calls of one domain in the server at once, waiting or running; more are refused as OVERLOADED.",
+    )
+    domain_compute_calls: int = Field(
+        32,
+        ge=1,
+        le=100_000,
+        description="The same for password hashing, which has a queue of its own.",
     )
     max_message_bytes: int = Field(
         4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="Largest request message."
     )
-    minimum_deadline: float = Field(0.002, ge=0, le=10, description="Seconds a call must have left to be begun.")
-    drain_timeout: float = Field(10.0, ge=0, le=600, description="Seconds that running calls get after SIGTERM.")
+    minimum_deadline: float = Field(
+        0.002,
+        ge=0,
+        le=10,
+        description="Seconds a call must have left to be begun; more where the queue or the method takes longer.",
+    )
+    drain_pause: float = Field(
+        1.0,
+        ge=0,
+        le=600,
+        description="Seconds after SIGTERM for which new calls are still served, so that health checks and load "
+        "balancers see NOT_SERVING first.",
+    )
+    drain_timeout: float = Field(10.0, ge=0, le=600, description="Seconds that running calls get after that.")
     request_id_window: float = Field(
         86_400.0, ge=60, le=30 * 86_400, description="Seconds for which a repeated request_id gets the first answer."
     )

@@ -67,7 +67,8 @@ def environment(settings: Settings, say: Say, stopped: threading.Event) -> Itera
             redis.start()
             found["redis_url"] = redis.url
         _go_on_unless(stopped)
-        complete = Settings.model_validate({**found, **settings.model_dump(exclude_unset=True)})
+        # No load balancer is here to see that it drains.
+        complete = Settings.model_validate({"drain_pause": 0.0, **found, **settings.model_dump(exclude_unset=True)})
         schemas.migrate(complete, lambda domain, name: say(f"Migrated {domain}: {name}"))
         yield complete, (directory.keys / "token").read_text(encoding="ascii")
 

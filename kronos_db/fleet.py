@@ -192,7 +192,8 @@ class Fleet:
         # What the processes do not share: each is alone at its ops port, and none is a supervisor.
         inner = {"grpc_listen": self.grpc_address, "ops_listen": "127.0.0.1:0", "processes": 1}
         environment = {**os.environ, **environment_of(self._settings.model_copy(update=inner))}
-        return Supervisor(self._count, self._command, environment, self._settings.drain_timeout + _PATIENCE)
+        patience = self._settings.drain_pause + self._settings.drain_timeout + _PATIENCE
+        return Supervisor(self._count, self._command, environment, patience)
 
     def _command(self, slot: int, status: int) -> list[str]:
         place = ["--slot", str(slot), "--status", str(status), "--shared", self._shared.name]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from kronos_db.runtime.interceptors.chain import Chain, Registrar, register
 from kronos_db.runtime.interceptors.encryption import Encryption
 from kronos_db.runtime.interceptors.errors import Errors
 from kronos_db.runtime.interceptors.metrics import Metrics
-from kronos_db.runtime.interceptors.overload import Overload
+from kronos_db.runtime.interceptors.overload import Limits, Overload
 from kronos_db.runtime.interceptors.policy import Policy, load_policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops import saturation
@@ -66,10 +66,10 @@ _log = structlog.get_logger(__name__)
 _POLL = 0.5
 # gRPC's own limit lies above ours, so that a message a little too large is refused with a reason.
 _TRANSPORT_MARGIN = 4
-# Streams of one domain that a process holds; idle ones cost memory alone.
-_MOST_STREAMS = 10_000
-# Threads for streams whose handlers wait for their caller, as reflection's do; made when needed.
-_STREAM_THREADS = 32
+# Streams of one domain that a process holds: those answered by callback cost memory alone while they are idle, and
+# those whose handlers wait for their caller, as reflection's do, a thread each.
+_MOST_PUSHES = 10_000
+_MOST_STREAMS = 32
 
 
 class StartError(KronosError):
@@ -93,24 +93,23 @@ class Server:
         # A check may wait for a connection, and is to say so itself.
         self.readiness = Readiness(timeout=settings.pool_timeout + 1.0)
         self._databases = {domain: open_database(settings, domain) for domain in SERVED}
-        self._overload = Overload(settings.domain_concurrent_calls, _MOST_STREAMS, settings.minimum_deadline)
+        self._core = OneCore(slot)
+        self._workers = Workers(
+            settings.worker_threads, settings.compute_threads, _MOST_STREAMS, on_compute=self._core.release
+        )
+        self._metrics = RpcMetrics(self.registry)
+        self._overload = Overload(_limits(settings), self._workers.expected_wait, self._metrics.refused)
         for domain, database in self._databases.items():
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
-        self._workers = Workers(settings.worker_threads)
         saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_parts(self.registry, self.readiness.report)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
         watch_background(self.registry, self._background, OUTCOMES)
-        self._core = OneCore(slot)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
-        self._pools = (
-            ThreadPoolExecutor(settings.compute_threads, "compute", initializer=self._core.release),
-            ThreadPoolExecutor(_STREAM_THREADS, "stream"),
-        )
         self._coherence = {domain: self._keep_copies(domain) for domain in SERVED}
         self._remotes: list[Remote] = []
         self._authentication: Authentication | None = None
@@ -155,16 +154,16 @@ class Server:
             self._authentication.use(self._policy())
 
     def stop(self) -> None:
-        """Drain: say so first, let running calls end within the time set for that, then let go of everything."""
+        """Drain: say so first, and go on serving until that was seen; let running calls end; let go of everything."""
         self.readiness.drain()
         if self._grpc is not None:
+            if self._serving.is_set():
+                time.sleep(self._settings.drain_pause)
             self._grpc.stop(self._settings.drain_timeout).wait()
-            self._workers.shutdown(wait=False)
+        # Without waiting: a handler that outlasted the drain must not hold up the rest.
+        self._workers.shutdown(wait=False)
         self._health.stop()
         self._core.stop()
-        for pool in self._pools:
-            # Without waiting: a handler that outlasted the drain must not hold up the rest.
-            pool.shutdown(wait=False, cancel_futures=True)
         for work in self._background:
             work.stop()
         for coherence in self._coherence.values():
@@ -203,16 +202,14 @@ class Server:
         chain = Chain(
             {
                 "access_log": AccessLog(),
-                "metrics": Metrics(RpcMetrics(self.registry)),
+                "metrics": Metrics(self._metrics),
                 "errors": Errors(ERRORS),
                 "authentication": self._authentication,
                 "overload": self._overload,
                 "validation": Validation(settings.max_message_bytes),
                 "encryption": Encryption(rings, Marks(), settings.request_id_window),
-            },
-            *self._pools,
+            }
         )
-        self._workers = Workers(settings.worker_threads)
         server = grpc.server(
             self._workers.as_executor(),
             options=[
@@ -288,6 +285,16 @@ def _public(settings: Settings, paths: frozenset[str]) -> frozenset[str]:
     """Return the methods that answer without an identity."""
     prefixes = {"none": (), "health": ("grpc.health.",), "health+reflection": ("grpc.health.", "grpc.reflection.")}
     return frozenset(path for path in paths if path.startswith(prefixes[settings.public_services]))
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        settings.domain_concurrent_calls,
+        settings.domain_compute_calls,
+        _MOST_STREAMS,
+        _MOST_PUSHES,
+        settings.minimum_deadline,
+    )
 
 
 def _server_credentials(settings: Settings) -> grpc.ServerCredentials | None:

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -311,6 +312,32 @@ def test_running_calls_are_finished_before_it_stops(database: str, tmp_path: Pat
         assert writing.result().user.state == pb.USER_STATE_SUSPENDED
     stopping.join(15)
     assert not stopping.is_alive()
+
+
+def test_new_calls_are_served_until_it_was_seen_to_drain(
+    fresh_serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, go, pauses = fresh_serving.server, threading.Event(), []
+    server._settings = server._settings.model_copy(update={"drain_pause": 7.0})
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        assert go.wait(10)
+
+    monkeypatch.setattr(server_module, "time", SimpleNamespace(sleep=pause))
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    eventually(lambda: pauses)
+
+    assert not _ready(server)
+    assert _health(fresh_serving.channel_of("operator")) == "NOT_SERVING"
+    create(fresh_serving.users())
+
+    go.set()
+    stopping.join(15)
+    assert not stopping.is_alive()
+    assert pauses == [7.0]
+    assert refused(lambda: create(fresh_serving.users())).code == "UNAVAILABLE"
 
 
 class TestBadInput:

@@ -1,27 +1,58 @@
-"""Waits for the request of a call on gRPC's own thread, so that a worker thread gets a call when there is work to do.
+"""Lets calls in on gRPC's own thread, and waits there for their requests: workers get them when there is work to do.
 
 `grpc.server` hands a call to its thread pool before the request has arrived, and the pool's thread waits for it: two
 switches between threads for each call, and a client that sends slowly holds a thread. Here the waiting is done in a
-greenlet on the thread that takes the events of gRPC's core, which is the one that brings the request too.
+greenlet on the thread that takes the events of gRPC's core, which is the one that brings the request too. A call that
+is refused (docs/decisions/0006-overload.md) is answered on that thread at once, whatever the workers are busy with.
 
 This leans on two things inside `grpc/_server.py` (1.60 to 1.85 at least): the arguments that it hands to the pool,
-and that it waits on `state.condition`. Where they are not as expected, calls are queued as gRPC would, only slower; a
-test tells. docs/decisions/0003-workers.md has the measurements.
+and that it waits on `state.condition`. Where they are not as expected, calls are queued as gRPC would and let in by a
+worker, only slower; a test tells. docs/decisions/0003-workers.md has the measurements.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from greenlet import getcurrent, greenlet
 
 Job: TypeAlias = "tuple[Callable[..., Any], tuple[Any, ...], Completion]"
 
 # Positions among what gRPC hands to the pool: (handle, rpc_event, state, behavior, receive, …).
+_EVENT = 1
 _STATE = 2
+_BEHAVIOR = 3
 _RECEIVE = 4
+# What stands for the request of a call that is refused before it came.
+_NO_REQUEST = b""
+
+
+class Lane(NamedTuple):
+    """Which threads run a call: those of its domain for calls, for what burns processor time, or for streams."""
+
+    domain: str
+    kind: Literal["call", "compute", "stream"]
+
+
+# For calls of which nothing is known.
+NO_LANE = Lane("", "call")
+
+
+class Arrived(Protocol):
+    """A call that was let in or refused; gRPC calls it in place of the method's behavior.
+
+    The behavior of a method makes it by `arrive(rpc_event, state)`, which must neither wait nor raise; `lane` of the
+    behavior says where the call runs. Both are looked for, and none is needed.
+    """
+
+    @property
+    def refused(self) -> bool:
+        """Whether running it does nothing but answer why."""
+
+    def left(self) -> None:
+        """Take note that the caller left before its request came: it will not be run."""
 
 
 class Completion:
@@ -51,32 +82,46 @@ class Completion:
 
 
 class Reception:
-    """Calls `ready` with each call, its request received. Used by one thread: that of gRPC's events."""
+    """Calls `ready` with each call that is let in, its request received. Used by one thread: that of gRPC's events."""
 
-    def __init__(self, ready: Callable[[Job], None]) -> None:
+    def __init__(self, ready: Callable[[Lane, Job], None]) -> None:
         self._ready = ready
         self._idle: list[_Receiver] = []
 
     def receive(self, job: Job) -> None:
-        """Begin to wait for the request of `job`; returns at once."""
-        _, arguments, _ = job
+        """Let `job` in or refuse it, and begin to wait for its request; returns at once."""
+        function, arguments, completion = job
         if not _is_as_expected(arguments):
-            self._ready(job)
+            self._ready(_lane_among(arguments), job)
             return
+        behavior = arguments[_BEHAVIOR]
+        arrive = getattr(behavior, "arrive", None)
+        if arrive is not None:
+            # `function` runs what it is given in the context of the call, where a worker will find what was set.
+            arrived: Arrived = function(arrive, arguments[_EVENT], arguments[_STATE])
+            arguments = _replaced(arguments, _BEHAVIOR, arrived)
+            if arrived.refused:
+                function(*_replaced(arguments, _RECEIVE, lambda: _NO_REQUEST))
+                completion.finish()
+                return
         arguments[_STATE].condition = _Condition()
         receiver = self._idle.pop() if self._idle else _Receiver(self._serve)
-        receiver.switch(job)
+        receiver.switch(getattr(behavior, "lane", NO_LANE), (function, arguments, completion))
 
-    def _serve(self, job: Job) -> None:
+    def _serve(self, lane: Lane, job: Job) -> None:
         """Receive for one call after the other: a new greenlet for each would cost an mmap."""
         receiver = cast("_Receiver", getcurrent())
         while True:
             function, arguments, completion = job
             request = arguments[_RECEIVE]()
-            self._ready((function, _with_request(arguments, request), completion))
+            if request is not None:
+                self._ready(lane, (function, _with_request(arguments, request), completion))
+            else:
+                _leave(arguments[_BEHAVIOR])
+                completion.finish()
             del function, arguments, completion, request
             self._idle.append(receiver)
-            job = receiver.parent.switch()
+            lane, job = receiver.parent.switch()
 
 
 def _is_as_expected(arguments: tuple[Any, ...]) -> bool:
@@ -87,8 +132,22 @@ def _is_as_expected(arguments: tuple[Any, ...]) -> bool:
     )
 
 
+def _lane_among(arguments: tuple[Any, ...]) -> Lane:
+    lanes = (getattr(argument, "lane", None) for argument in arguments)
+    return next((lane for lane in lanes if isinstance(lane, Lane)), NO_LANE)
+
+
 def _with_request(arguments: tuple[Any, ...], request: Any) -> tuple[Any, ...]:
-    return (*arguments[:_RECEIVE], lambda: request, *arguments[_RECEIVE + 1 :])
+    return _replaced(arguments, _RECEIVE, lambda: request)
+
+
+def _replaced(arguments: tuple[Any, ...], position: int, value: Any) -> tuple[Any, ...]:
+    return (*arguments[:position], value, *arguments[position + 1 :])
+
+
+def _leave(behavior: Any) -> None:
+    if hasattr(behavior, "left"):
+        behavior.left()
 
 
 class _Receiver(greenlet):

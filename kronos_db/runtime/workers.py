@@ -5,11 +5,15 @@ goes on with the next call in the queue. When the queue is empty, or enough call
 is fetched with one statement and each goes on with its own answer. So calls that arrive together share a round trip,
 a call that arrives alone waits for nobody, no answer passes from thread to thread, and handlers read as if they were
 alone. docs/decisions/0003-workers.md has the measurements.
+
+Each domain has threads and a queue of its own: the slow calls of one hold no thread of another. How many calls may be
+queued is for the overload interceptor to say (docs/decisions/0006-overload.md).
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +24,7 @@ import structlog
 from greenlet import getcurrent, greenlet
 
 from kronos_db.runtime.errors import OverloadedError, UnavailableError
-from kronos_db.runtime.reception import Completion, Job, Reception
+from kronos_db.runtime.reception import Completion, Job, Lane, Reception
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -70,36 +74,155 @@ def about_to_block() -> None:
 
 
 class Workers:
-    """A fixed number of threads; stands in for the thread pool of `grpc.server`."""
+    """The threads of all domains, started when a domain is first called; stands in for the pool of `grpc.server`.
 
-    def __init__(self, threads: int) -> None:
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
-        self._reception = Reception(self._queue.put)
-        self._threads = [_Worker(self._queue, f"worker-{number}") for number in range(threads)]
-        for thread in self._threads:
-            thread.start()
+    `calls`, `compute` and `streams` are the most threads of one domain for each kind of call. `on_compute` is run by
+    each thread for what burns processor time, before its first call.
+    """
+
+    def __init__(
+        self, calls: int, compute: int = 1, streams: int = 1, on_compute: Callable[[], object] = lambda: None
+    ) -> None:
+        self._calls = calls
+        self._compute = compute
+        self._streams = streams
+        self._on_compute = on_compute
+        # Filled by one thread, that of gRPC's events; read by others too.
+        self._lanes: dict[Lane, _Lane | _StreamLane] = {}
+        self._reception = Reception(self._put)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Completion:
-        """Queue a call."""
+        """Let a call in or refuse it, and queue it when its request has come."""
         completion = Completion()
         self._reception.receive((function, arguments, completion))
         return completion
 
     def shutdown(self, wait: bool = True) -> None:
-        """Let the threads end when the queue is empty."""
-        for _ in self._threads:
-            self._queue.put(None)
+        """Let the threads end when their queues are empty."""
+        for lane in self._opened():
+            lane.close()
         if wait:
-            for thread in self._threads:
-                thread.join()
+            for lane in self._opened():
+                lane.join()
 
-    def queued(self) -> int:
+    def queued(self) -> dict[Lane, int]:
         """Return how many calls wait for a thread."""
-        return self._queue.qsize()
+        return {name: lane.queued() for name, lane in list(self._lanes.items())}
+
+    def expected_wait(self, name: Lane) -> float:
+        """Return for how many seconds, about, a call that came now would wait for a thread."""
+        lane = self._lanes.get(name)
+        return 0.0 if lane is None else lane.expected_wait()
 
     def as_executor(self) -> ThreadPoolExecutor:
         """Return itself under the type that gRPC's signatures ask for; gRPC uses `submit` and `shutdown` alone."""
         return cast("ThreadPoolExecutor", self)
+
+    def _put(self, name: Lane, job: Job) -> None:
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = self._open(name)
+        lane.put(job)
+
+    def _open(self, lane: Lane) -> _Lane | _StreamLane:
+        if lane.kind == "stream":
+            return _StreamLane(self._streams, f"stream-{lane.domain}")
+        if lane.kind == "compute":
+            return _Lane(self._compute, f"compute-{lane.domain}", self._on_compute)
+        return _Lane(self._calls, f"worker-{lane.domain}", lambda: None)
+
+    def _opened(self) -> list[_Lane | _StreamLane]:
+        return list(self._lanes.values())
+
+
+class _Lane:
+    """One domain's queue of calls, and the threads that serve it."""
+
+    def __init__(self, threads: int, name: str, first: Callable[[], object]) -> None:
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        # Of each call in the queue: time.monotonic() when it came, and how many were before it.
+        self._waiting: deque[tuple[float, int]] = deque()
+        self.threads = [_Worker(self, f"{name}-{number}", first) for number in range(threads)]
+        for thread in self.threads:
+            thread.start()
+
+    def put(self, job: Job) -> None:
+        self._waiting.append((time.monotonic(), len(self._waiting)))
+        self._queue.put(job)
+
+    def get(self) -> Job | None:
+        """Wait for the next call; None when there will be no more."""
+        return self._taken(self._queue.get())
+
+    def get_nowait(self) -> Job | None:
+        """Return the next call, None when there is none now."""
+        try:
+            job = self._queue.get_nowait()
+        except Empty:
+            return None
+        if job is None:
+            # Shutting down: seen again when those set aside have gone on.
+            self._queue.put(None)
+        return self._taken(job)
+
+    def queued(self) -> int:
+        return len(self._waiting)
+
+    def expected_wait(self) -> float:
+        """Return as much as the first in the queue has waited, less where the queue has become shorter since.
+
+        Nobody waits where there are no more calls than threads: they are being handed over. So one slow call, or one
+        slow moment, never counts; only that somebody is waiting that long right now.
+        """
+        queued = len(self._waiting)
+        if queued <= len(self.threads):
+            return 0.0
+        try:
+            since, before = self._waiting[0]
+        except IndexError:
+            # Taken meanwhile.
+            return 0.0
+        return (time.monotonic() - since) * min(1.0, queued / (before + 1))
+
+    def close(self) -> None:
+        for _ in self.threads:
+            self._queue.put(None)
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join()
+
+    def _taken(self, job: Job | None) -> Job | None:
+        if job is not None:
+            self._waiting.popleft()
+        return job
+
+
+class _StreamLane:
+    """One domain's threads for handlers that wait for their caller's next message: made when needed, never shared.
+
+    Not in greenlets: a call that was set aside would wait for a caller that it does not know.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, name)
+
+    def put(self, job: Job) -> None:
+        function, arguments, completion = job
+        self._pool.submit(function, *arguments).add_done_callback(lambda _: completion.finish())
+
+    def queued(self) -> int:
+        """Return 0: no more streams are let in than there are threads."""
+        return 0
+
+    def expected_wait(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def join(self) -> None:
+        self._pool.shutdown()
 
 
 class _Call(greenlet):
@@ -124,9 +247,10 @@ class _Call(greenlet):
 class _Worker(threading.Thread):
     """Runs calls, and fetches for those that it has set aside."""
 
-    def __init__(self, queue: SimpleQueue[Job | None], name: str) -> None:
+    def __init__(self, lane: _Lane, name: str, first: Callable[[], object]) -> None:
         super().__init__(name=name, daemon=True)
-        self._queue = queue
+        self._lane = lane
+        self._first = first
         self._aside: dict[Gatherer[Any, Any], dict[Any, list[_Call]]] = {}
         self._count = 0
         self._idle: list[_Call] = []
@@ -135,7 +259,8 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         self._main = getcurrent()
-        while (job := self._queue.get()) is not None:
+        self._first()
+        while (job := self._lane.get()) is not None:
             self._begin(job)
             while self._count or self._unsettled:
                 following = self._following()
@@ -148,14 +273,7 @@ class _Worker(threading.Thread):
         """Return the next call when there is one and it may still join those set aside."""
         if self._unsettled or self._count >= _MOST_SET_ASIDE:
             return None
-        try:
-            job = self._queue.get_nowait()
-        except Empty:
-            return None
-        if job is None:
-            # Shutting down: seen again when those set aside have gone on.
-            self._queue.put(None)
-        return job
+        return self._lane.get_nowait()
 
     def _begin(self, job: Job) -> None:
         call = self._idle.pop() if self._idle else _Call(self)

@@ -21,7 +21,13 @@ CALLERS: Mapping[str, str] = {
     "operator": '["*"]',
     "reader": '["kronos.users.v1.UsersService/GetUser", "kronos.users.v1.UsersService/ListUsers"]',
 }
-CHEAP = {"password_memory_kib": 64, "password_iterations": 1, "log_level": "error", "cpu_affinity": "off"}
+CHEAP = {
+    "password_memory_kib": 64,
+    "password_iterations": 1,
+    "log_level": "error",
+    "cpu_affinity": "off",
+    "drain_pause": 0.0,
+}
 
 
 class Serving:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
-from kronos_db.runtime.reception import Completion, Reception, _is_as_expected
+from kronos_db.runtime.reception import Completion, Lane, Reception, _is_as_expected
 from kronos_db.runtime.workers import Workers
 
 LIMIT = 10.0
@@ -79,8 +80,11 @@ def test_a_caller_who_leaves_before_its_request_came_is_forgotten(channel: grpc.
 
 def test_what_is_not_as_expected_is_queued_as_it_is() -> None:
     ready: list[Any] = []
-    job = (len, ("unlike",), Completion())
+    reception = Reception(lambda *given: ready.append(given))
+    behavior = SimpleNamespace(lane=Lane("probe", "stream"))
+    jobs = [(len, ("unlike",), Completion()), (len, ("unlike", behavior), Completion())]
 
-    Reception(ready.append).receive(job)
+    for job in jobs:
+        reception.receive(job)
 
-    assert ready == [job]
+    assert ready == [(Lane("", "call"), jobs[0]), (Lane("probe", "stream"), jobs[1])]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kronos_db.runtime import deadline
 from kronos_db.runtime.errors import KronosError, OverloadedError, UnavailableError
-from kronos_db.runtime.reception import Completion
-from kronos_db.runtime.workers import Gatherer, Workers, about_to_block
+from kronos_db.runtime.reception import Completion, Lane
+from kronos_db.runtime.workers import Gatherer, Workers, _Lane, about_to_block
 from tests.parts.eventually import eventually
 
 _LIMIT = 10.0
@@ -254,6 +255,119 @@ def test_an_exception_ends_the_call_and_not_the_thread(one: Workers, fetching: F
     assert jobs.wait() == [4]
 
 
+def _alive(workers: Workers) -> list[str]:
+    threads = [thread for lane in workers._lanes.values() if isinstance(lane, _Lane) for thread in lane.threads]
+    assert threads
+    return [thread.name for thread in threads if thread.is_alive()]
+
+
+class TestLanes:
+    """Threads and queues of their own for each domain and kind."""
+
+    def _run(self, workers: Workers, lane: Lane, function: Callable[[], object]) -> threading.Event:
+        done = threading.Event()
+        completion = Completion()
+        completion.add_done_callback(lambda _: done.set())
+        workers._put(lane, (function, (), completion))
+        return done
+
+    @pytest.mark.parametrize("other", [Lane("b", "call"), Lane("a", "compute"), Lane("a", "stream")])
+    def test_what_holds_the_threads_of_one_holds_none_of_another(self, other: Lane) -> None:
+        workers, go = Workers(2, 2, 2), threading.Event()
+        held = [self._run(workers, Lane("a", "call"), lambda: go.wait(_LIMIT)) for _ in range(5)]
+
+        assert self._run(workers, other, lambda: None).wait(_LIMIT)
+
+        eventually(lambda: workers.queued()[Lane("a", "call")] == 3)
+        assert workers.queued()[other] == 0
+        assert not any(done.is_set() for done in held)
+        go.set()
+        assert all(done.wait(_LIMIT) for done in held)
+        assert workers.queued()[Lane("a", "call")] == 0
+        workers.shutdown()
+
+    def test_threads_say_whose_they_are_and_those_for_computing_are_prepared(self) -> None:
+        prepared: list[str] = []
+        names: list[str] = []
+        workers = Workers(1, 1, 1, on_compute=lambda: prepared.append(threading.current_thread().name))
+
+        for lane in (Lane("a", "call"), Lane("a", "compute"), Lane("b", "stream")):
+            assert self._run(workers, lane, lambda: names.append(threading.current_thread().name)).wait(_LIMIT)
+
+        assert names == ["worker-a-0", "compute-a-0", "stream-b_0"]
+        assert prepared == ["compute-a-0"]
+        workers.shutdown()
+
+    def test_a_domain_that_nobody_calls_costs_no_thread(self) -> None:
+        before = threading.active_count()
+        workers = Workers(8)
+        assert threading.active_count() == before
+        assert workers.expected_wait(Lane("a", "call")) == 0
+        workers.shutdown()
+
+    def test_the_expected_wait_is_that_of_the_first_in_the_queue(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        workers, lane, gate = Workers(1), Lane("a", "call"), Gate()
+        now = [100.0]
+        monkeypatch.setattr("kronos_db.runtime.workers.time", SimpleNamespace(monotonic=lambda: now[0]))
+        self._run(workers, lane, gate.wait)
+        assert gate.waiting.wait(_LIMIT)
+        assert workers.expected_wait(lane) == 0
+        self._run(workers, lane, gate.wait)
+        now[0] += 5
+        # No more wait than there are threads: that is a hand-over, however slow.
+        assert workers.expected_wait(lane) == 0
+
+        self._run(workers, lane, gate.wait)
+        assert workers.expected_wait(lane) == 5
+        gate.let_one_through()
+        eventually(lambda: workers.queued()[lane] == 1)
+        assert workers.expected_wait(lane) == 0
+
+        # The first in the queue came after that. Its wait is no guide to more, though four are in the queue now.
+        for _ in range(3):
+            self._run(workers, lane, gate.wait)
+        now[0] += 1
+        assert workers.expected_wait(lane) == 1
+        for _ in range(6):
+            gate.let_one_through()
+        workers.shutdown()
+
+    def test_a_queue_that_became_shorter_promises_less(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        workers, lane, gate = Workers(1), Lane("a", "call"), Gate()
+        now = [100.0]
+        monkeypatch.setattr("kronos_db.runtime.workers.time", SimpleNamespace(monotonic=lambda: now[0]))
+        self._run(workers, lane, gate.wait)
+        assert gate.waiting.wait(_LIMIT)
+        for _ in range(10):
+            self._run(workers, lane, gate.wait)
+        now[0] += 10
+        assert workers.expected_wait(lane) == 10
+        for left in range(9, 1, -1):
+            gate.let_one_through()
+            eventually(lambda left=left: workers.queued()[lane] == left)  # type: ignore[misc]
+
+        # The first in the queue came as the ninth, and two are left.
+        assert workers.expected_wait(lane) == pytest.approx(10 * 2 / 9)
+        for _ in range(3):
+            gate.let_one_through()
+        workers.shutdown()
+
+
+class Gate:
+    """Holds up whoever waits at it, and lets one through at a time."""
+
+    def __init__(self) -> None:
+        self._passes = threading.Semaphore(0)
+        self.waiting = threading.Event()
+
+    def wait(self) -> None:
+        self.waiting.set()
+        assert self._passes.acquire(timeout=_LIMIT)
+
+    def let_one_through(self) -> None:
+        self._passes.release()
+
+
 def test_shutting_down_finishes_what_is_queued(fetching: Fetching) -> None:
     workers = Workers(3)
     jobs = Jobs(workers)
@@ -263,8 +377,7 @@ def test_shutting_down_finishes_what_is_queued(fetching: Fetching) -> None:
     workers.shutdown(wait=True)
 
     assert jobs.wait() == [2 * key for key in range(200)]
-    assert workers.queued() <= 3
-    eventually(lambda: not any(thread.is_alive() for thread in workers._threads))
+    assert not _alive(workers)
 
 
 def test_shutting_down_without_waiting_ends_the_threads_too(fetching: Fetching) -> None:
@@ -275,7 +388,7 @@ def test_shutting_down_without_waiting_ends_the_threads_too(fetching: Fetching) 
     workers.shutdown(wait=False)
 
     assert jobs.wait() == [2]
-    eventually(lambda: not any(thread.is_alive() for thread in workers._threads))
+    eventually(lambda: not _alive(workers))
 
 
 class TestCompletion:

@@ -33,6 +33,7 @@ class Call:
         "request_id",
         "request_id_window",
         "started",
+        "taken",
         "validate_only",
         "write_id",
     )
@@ -41,6 +42,8 @@ class Call:
         self.method = method
         self.context = context
         self.started = time.perf_counter()
+        # time.monotonic() at which a thread took it up; 0 while it waits for one.
+        self.taken = 0.0
         self.metadata: dict[str, str | bytes] = dict(context.invocation_metadata() or ())
         # Names the call in logs and in answers; from the caller's x-request-id or made here.
         self.request_id = ""

@@ -3,18 +3,22 @@
 An interceptor is one of two things. A `Guard` stands around a call: it may refuse it at the beginning and sees how it
 ended. A `Filter` sees each message: requests on the way in, responses on the way out. Neither needs to know whether a
 method streams: that is settled here, for the four kinds, in one place.
+
+Guards begin when a call arrives, on gRPC's own thread (`runtime/reception.py`), so they must not wait for anything;
+whom they refuse is answered from there. All else happens on the thread that takes the call up.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import grpc
 from google.protobuf import descriptor_pool
+from grpc import _server as grpc_server
 
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.method import Method
@@ -24,6 +28,10 @@ Handler: TypeAlias = Callable[..., Any]
 Begin: TypeAlias = Callable[[Call], None]
 End: TypeAlias = Callable[[Call, BaseException | None], None]
 Step: TypeAlias = Callable[[Message, Call], Message]
+# What runs a call whose guards have begun: takes it and what gRPC hands to a behavior, without the context.
+Run: TypeAlias = Callable[..., Any]
+# gRPC's view of a call, made of what it hands to its thread pool; None should a later grpcio have it no more.
+_CONTEXT: Callable[..., grpc.ServicerContext] | None = getattr(grpc_server, "_Context", None)
 
 
 @runtime_checkable
@@ -31,7 +39,10 @@ class Guard(Protocol):
     """Stands around a call. Both functions are made once per method; None where there is nothing to do."""
 
     def begin(self, method: Method) -> Begin | None:
-        """Return what runs before the call; it refuses by raising. `end` does not run for a call it refused."""
+        """Return what runs when a call arrives: it must not wait, and refuses by raising.
+
+        `end` does not run for a call it refused.
+        """
 
     def end(self, method: Method) -> End | None:
         """Return what runs after the call, with the exception that ended it, if any."""
@@ -69,15 +80,9 @@ ORDER: Sequence[Place] = (
 
 @dataclass(frozen=True)
 class Chain:
-    """The interceptors by the names of ORDER, and the pools for what must not hold a worker thread.
-
-    `compute_pool` is for methods that burn processor time, `stream_pool` for handlers of streams that wait for the
-    caller's next message: as many idle streams as there are workers would stop the server.
-    """
+    """The interceptors by the names of ORDER."""
 
     interceptors: Mapping[str, Guard | Filter]
-    compute_pool: ThreadPoolExecutor
-    stream_pool: ThreadPoolExecutor
 
     def __post_init__(self) -> None:
         """Refuse a chain with a missing or an unknown link."""
@@ -86,53 +91,21 @@ class Chain:
 
     def compose(self, method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """Return `handler` with the whole chain around it. It gets raw request bytes: validation decodes them."""
+        method = replace(method, pushed=_pushes(handler))
         inner = _behavior(method, handler)
-        if _pushes(handler):
-            behavior = self._pushed(method, inner)
+        if method.pushed:
+            run = _run_pushed(method, inner, self._filters())
         else:
             composed = _with_filters(method, inner, self._filters())
-            for guard in reversed(self._guards()):
-                composed = _with_guard(method, composed, guard)
-            behavior = _entered(method, composed)
-        pool = self._pool(method, handler)
-        if pool is not None:
-            behavior.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read by grpc._server
+            run = (_run_stream if method.descriptor.server_streaming else _run_unary)(composed)
         factory = {
             "unary": grpc.unary_unary_rpc_method_handler,
             "client_stream": grpc.stream_unary_rpc_method_handler,
             "server_stream": grpc.unary_stream_rpc_method_handler,
             "bidi_stream": grpc.stream_stream_rpc_method_handler,
         }[method.kind]
+        behavior = _Composed(method, self._guards(), run)
         return factory(behavior, request_deserializer=None, response_serializer=handler.response_serializer)
-
-    def _pool(self, method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> ThreadPoolExecutor | None:
-        """Return the pool that calls run in; None for the workers."""
-        if method.compute:
-            return self.compute_pool
-        return None if method.kind == "unary" or _pushes(handler) else self.stream_pool
-
-    def _pushed(self, method: Method, handler: Handler) -> Callable[..., Any]:
-        """Compose a handler that answers by callback: it returns at once, and its stream holds no thread while idle."""
-        guards = [
-            (guard.begin(method) or _nothing_before, guard.end(method) or _nothing_after) for guard in self._guards()
-        ]
-        inward, outward = _steps(method, self._filters())
-        receive, emit = _joined(inward), _joined(outward)
-
-        def push(request: Any, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
-            pushed = _Pushed(Call(method, context), emit, send)
-            try:
-                for begin, end in guards:
-                    begin(pushed.call)
-                    pushed.entered.append(end)
-                handler(receive(request, pushed.call), pushed.call, pushed.send)
-            except BaseException as error:  # noqa: BLE001  # the errors interceptor decides
-                raise pushed.end(error) or error from None
-            if not context.add_callback(pushed.closed):
-                pushed.closed()
-
-        push.experimental_non_blocking = True  # type: ignore[attr-defined]  # read by grpc._server
-        return push
 
     def _guards(self) -> list[Guard]:
         ordered = [self.interceptors[place.name] for place in ORDER]
@@ -193,15 +166,129 @@ def _pushes(handler: grpc.RpcMethodHandler[Any, Any]) -> bool:
     return bool(getattr(handler.unary_stream, "experimental_non_blocking", False))
 
 
+class _Composed:
+    """What gRPC gets of a method. Reception lets its calls in by `arrive`; without that they are when they run."""
+
+    def __init__(self, method: Method, guards: Sequence[Guard], run: Run) -> None:
+        self.lane = method.lane
+        # Read by grpc._server.
+        self.experimental_non_blocking = method.pushed
+        self._method = method
+        self._guards = [
+            (guard.begin(method) or _nothing_before, guard.end(method) or _nothing_after) for guard in guards
+        ]
+        self._run = run
+        self.arrive = None if _CONTEXT is None else partial(self._arrive, _CONTEXT)
+
+    def __call__(self, request: Any, context: grpc.ServicerContext, *send: Callable[[Any], None]) -> Any:
+        return self._entered(context)(request, context, *send)
+
+    def _arrive(self, view: Callable[..., grpc.ServicerContext], event: Any, state: Any) -> _Arrived:
+        """Have the guards let a call in or refuse it."""
+        return self._entered(view(event, state, None))
+
+    def _entered(self, context: grpc.ServicerContext) -> _Arrived:
+        arrived = _Arrived(Call(self._method, context), self._run)
+        try:
+            for begin, end in self._guards:
+                begin(arrived.call)
+                arrived.entered.append(end)
+        except BaseException as error:  # noqa: BLE001  # raised again when gRPC runs the call
+            arrived.refusal = arrived.end(error)
+        return arrived
+
+
+class _Arrived:
+    """A call whose guards have begun; run in place of the composed behavior."""
+
+    __slots__ = ("_run", "call", "entered", "experimental_non_blocking", "refusal")
+
+    def __init__(self, call: Call, run: Run) -> None:
+        self.call = call
+        self.entered: list[End] = []
+        # What the guards made of the refusal.
+        self.refusal: BaseException | None = None
+        self.experimental_non_blocking = call.method.pushed
+        self._run = run
+
+    def __call__(self, request: Any, _context: grpc.ServicerContext, *send: Callable[[Any], None]) -> Any:
+        if self.refusal is not None:
+            raise self.refusal
+        return self._run(self, request, *send)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a guard refused it."""
+        return self.refusal is not None
+
+    def left(self) -> None:
+        """Take note that the caller left before its request came."""
+        self.end(grpc.RpcError("the caller left"))
+
+    def end(self, error: BaseException | None) -> BaseException | None:
+        """Tell the guards, innermost first, and return what the outermost one made of `error`."""
+        for end in reversed(self.entered):
+            try:
+                end(self.call, error)
+            except Exception as raised:  # noqa: BLE001  # seen by the next guard, and returned
+                error = raised
+        return error
+
+
+def _run_unary(handler: Handler) -> Run:
+    def run(arrived: _Arrived, request: Any) -> Any:
+        try:
+            response = handler(request, arrived.call)
+        except BaseException as error:  # noqa: BLE001  # the errors interceptor decides
+            raise arrived.end(error) or error from None
+        failure = arrived.end(None)
+        if failure is not None:
+            raise failure
+        return response
+
+    return run
+
+
+def _run_stream(handler: Handler) -> Run:
+    def run(arrived: _Arrived, request: Any) -> Iterator[Any]:
+        try:
+            yield from handler(request, arrived.call)
+        except BaseException as error:  # noqa: BLE001  # the errors interceptor decides
+            raise arrived.end(error) or error from None
+        failure = arrived.end(None)
+        if failure is not None:
+            raise failure
+
+    return run
+
+
+def _run_pushed(method: Method, handler: Handler, filters: Sequence[Filter]) -> Run:
+    """Compose a handler that answers by callback: it returns at once, and its stream holds no thread while idle."""
+    inward, outward = _steps(method, filters)
+    receive, emit = _joined(inward), _joined(outward)
+
+    def run(arrived: _Arrived, request: Any, send: Callable[[Any], None]) -> None:
+        call, pushed = arrived.call, _Pushed(arrived, emit, send)
+        try:
+            handler(receive(request, call), call, pushed.send)
+        except BaseException as error:  # noqa: BLE001  # the errors interceptor decides
+            raise pushed.end(error) or error from None
+        if not call.context.add_callback(pushed.closed):
+            pushed.closed()
+
+    return run
+
+
 class _Pushed:
     """One call whose handler answers by callback. Whoever ends it, its guards are told once."""
 
-    def __init__(self, call: Call, emit: Step, send: Callable[[Any], None]) -> None:
-        self.call = call
-        self.entered: list[End] = []
+    def __init__(self, arrived: _Arrived, emit: Step, send: Callable[[Any], None]) -> None:
+        self.call = arrived.call
+        self._arrived = arrived
         self._emit = emit
         self._send = send
         self._lock = threading.Lock()
+        self._ended = False
         self._completed = False
 
     def send(self, message: Any) -> None:
@@ -223,15 +310,10 @@ class _Pushed:
         self.end(None if self._completed else grpc.RpcError("the caller left"))
 
     def end(self, error: BaseException | None) -> BaseException | None:
-        """Tell the guards, innermost first, and return what the outermost one made of `error`."""
+        """Tell the guards, once, and return what they made of `error`."""
         with self._lock:
-            entered, self.entered = self.entered, []
-        for end in reversed(entered):
-            try:
-                end(self.call, error)
-            except Exception as raised:  # noqa: BLE001  # seen by the next guard, and returned
-                error = raised
-        return error
+            ended, self._ended = self._ended, True
+        return error if ended else self._arrived.end(error)
 
     def _complete(self) -> None:
         # Handlers may say that they are done after the caller left, or twice; gRPC takes it once.
@@ -240,13 +322,6 @@ class _Pushed:
                 return
             self._completed = True
         self._send(None)
-
-
-def _entered(method: Method, inner: Handler) -> Callable[[Any, grpc.ServicerContext], Any]:
-    def enter(request: Any, context: grpc.ServicerContext) -> Any:
-        return inner(request, Call(method, context))
-
-    return enter
 
 
 def _steps(method: Method, filters: Sequence[Filter]) -> tuple[list[Step], list[Step]]:
@@ -294,41 +369,6 @@ def _unary_out(inner: Handler, step: Step) -> Handler:
 
 def _stream_out(inner: Handler, step: Step) -> Handler:
     return lambda request, call: (step(response, call) for response in inner(request, call))
-
-
-def _with_guard(method: Method, inner: Handler, guard: Guard) -> Handler:
-    begin, end = guard.begin(method), guard.end(method)
-    if begin is None and end is None:
-        return inner
-    around = _guard_stream if method.descriptor.server_streaming else _guard_unary
-    return around(inner, begin or _nothing_before, end or _nothing_after)
-
-
-def _guard_unary(inner: Handler, begin: Begin, end: End) -> Handler:
-    def guarded(request: Any, call: Call) -> Any:
-        begin(call)
-        try:
-            response = inner(request, call)
-        except BaseException as error:
-            end(call, error)
-            raise
-        end(call, None)
-        return response
-
-    return guarded
-
-
-def _guard_stream(inner: Handler, begin: Begin, end: End) -> Handler:
-    def guarded(request: Any, call: Call) -> Iterator[Any]:
-        begin(call)
-        try:
-            yield from inner(request, call)
-        except BaseException as error:
-            end(call, error)
-            raise
-        end(call, None)
-
-    return guarded
 
 
 def _nothing_before(call: Call) -> None:

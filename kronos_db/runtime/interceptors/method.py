@@ -11,14 +11,21 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from kronos.options.v1 import options_pb2
 
+from kronos_db.runtime.reception import Lane
+
 Kind: TypeAlias = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
+
+# What a call takes up while it lasts: a turn on a worker thread or on one for computing, a thread for as long as its
+# stream lasts, or of a stream that is answered by callback memory alone.
+Room: TypeAlias = Literal["call", "compute", "stream", "push"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method of the contract."""
+    """One method of the contract; `pushed` says that its handler answers by callback."""
 
     descriptor: MethodDescriptor
+    pushed: bool = False
 
     @cached_property
     def service(self) -> str:
@@ -82,3 +89,17 @@ class Method:
     def compute(self) -> bool:
         """Whether a call burns processor time by design and runs in the small pool for that."""
         return self.descriptor.GetOptions().Extensions[options_pb2.workload] == options_pb2.WORKLOAD_COMPUTE
+
+    @cached_property
+    def room(self) -> Room:
+        """What a call takes up while it lasts."""
+        if self.compute:
+            return "compute"
+        if self.pushed:
+            return "push"
+        return "call" if self.kind == "unary" else "stream"
+
+    @cached_property
+    def lane(self) -> Lane:
+        """The threads that run its calls."""
+        return Lane(self.domain, "call" if self.room == "push" else self.room)

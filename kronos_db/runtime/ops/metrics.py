@@ -103,6 +103,17 @@ class RpcMetrics:
             buckets=BUCKETS,
             registry=registry,
         )
+        self._refused = Counter(
+            "kronos_db_calls_refused_total",
+            "Calls refused before any work, by reason: their domain's `limit`, a `deadline` too short to be met, or "
+            "`expired` while they waited.",
+            ("domain", "reason"),
+            registry=registry,
+        )
+
+    def refused(self, domain: str, reason: str) -> None:
+        """Count a call that was refused so that others are served."""
+        self._refused.labels(domain, reason).inc()
 
     def for_method(self, grpc_type: GrpcType, service: str, method: str) -> MethodMetrics:
         """Return the metrics of one method; `service` with its package, `method` without."""

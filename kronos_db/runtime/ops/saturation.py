@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from kronos_db.runtime.ops.metrics import counters, gauges
 from kronos_db.runtime.ops.readiness import OK
+from kronos_db.runtime.reception import Lane
 
 
 class Pooled(Protocol):
@@ -39,9 +40,9 @@ def watch_pools(registry: CollectorRegistry, pools: Mapping[str, Pooled]) -> Non
 
 
 def watch_calls(
-    registry: CollectorRegistry, running: Callable[[], Mapping[str, int]], queued: Callable[[], int]
+    registry: CollectorRegistry, running: Callable[[], Mapping[str, int]], queued: Callable[[], Mapping[Lane, int]]
 ) -> None:
-    """Register how many calls are in the server, and how many wait for a thread."""
+    """Register how many calls of each domain are in the server, and how many of them wait for a thread."""
     gauges(
         registry,
         "kronos_db_calls_running",
@@ -49,7 +50,13 @@ def watch_calls(
         ["domain"],
         lambda: [((domain,), count) for domain, count in running().items()],
     )
-    gauges(registry, "kronos_db_calls_queued", "Calls that wait for a thread.", [], lambda: [((), queued())])
+    gauges(
+        registry,
+        "kronos_db_calls_queued",
+        "Calls that wait for a thread; kind is `call`, or `compute` for password hashing and its like.",
+        ["domain", "kind"],
+        lambda: [(lane, count) for lane, count in queued().items() if lane.kind != "stream"],
+    )
 
 
 def watch_parts(registry: CollectorRegistry, report: Callable[[], Mapping[str, str]]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from kronos_db.runtime.interceptors.encryption import Encryption
 from kronos_db.runtime.interceptors.errors import Errors
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.interceptors.metrics import Metrics
-from kronos_db.runtime.interceptors.overload import Overload
+from kronos_db.runtime.interceptors.overload import Limits, Overload
 from kronos_db.runtime.interceptors.policy import Policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops.metrics import RpcMetrics
@@ -52,6 +52,7 @@ METHODS: Sequence[tuple[str, bool, bool, str]] = (
 ALL_KINDS = ("Unary", "ClientStream", "ServerStream", "BidiStream", "Push")
 KIND_NAMES = {"Unary": "unary", "ClientStream": "client_stream", "BidiStream": "bidi_stream"}
 MAX_BYTES = 64 * 1024
+_WIDE = Limits(64, 64, 16, 64, 0.0)
 
 _STRING, _MESSAGE, _BOOL = FieldDescriptorProto.TYPE_STRING, FieldDescriptorProto.TYPE_MESSAGE, 8
 _ONE, _MANY = FieldDescriptorProto.LABEL_OPTIONAL, FieldDescriptorProto.LABEL_REPEATED
@@ -136,7 +137,7 @@ WriteRequest: Any = GetMessageClass(_pool.FindMessageTypeByName("kronos.probe.v1
 class ProbeServer:
     """The probe service behind the whole chain on a real port. `on` holds what a method does, by its name."""
 
-    def __init__(self, folder: Path, *, domain_limit: int = 64, stream_limit: int = 64, minimum: float = 0.0) -> None:
+    def __init__(self, folder: Path, limits: Limits = _WIDE) -> None:
         create_master_key_file(folder / "master.key")
         self.masters = FileMasterKeys(folder / "master.key")
         self.tokens = {"friend": new_token(), "stranger": new_token()}
@@ -148,9 +149,10 @@ class ProbeServer:
         self._logged: list[str] = []
         self.registry = CollectorRegistry()
         self.ring = KeyRing("probe", self.masters, MemoryRows())
-        self.overload = Overload(domain_limit, stream_limit, minimum)
-        self.authentication = Authentication(self._policy(), self.masters)
         self.metrics = RpcMetrics(self.registry)
+        self.workers = Workers(2, 1, limits.streams)
+        self.overload = Overload(limits, self.workers.expected_wait, self.metrics.refused)
+        self.authentication = Authentication(self._policy(), self.masters)
         self.chain = Chain(
             {
                 "access_log": AccessLog(self._line),
@@ -160,12 +162,10 @@ class ProbeServer:
                 "overload": self.overload,
                 "validation": Validation(MAX_BYTES),
                 "encryption": Encryption({"probe": self.ring}, Marks(), 3600.0),
-            },
-            ThreadPoolExecutor(1, "compute"),
-            ThreadPoolExecutor(16, "stream"),
+            }
         )
         self.server = grpc.server(
-            Workers(2).as_executor(), options=[("grpc.max_receive_message_length", 4 * MAX_BYTES)]
+            self.workers.as_executor(), options=[("grpc.max_receive_message_length", 4 * MAX_BYTES)]
         )
         handlers = {Method(method): self._handler(method.name) for method in _service.methods}
         register(self.server, {method: self.chain.compose(method, handler) for method, handler in handlers.items()})
@@ -177,8 +177,7 @@ class ProbeServer:
         """End it."""
         self.channel.close()
         self.server.stop(0).wait(10)
-        self.chain.compute_pool.shutdown()
-        self.chain.stream_pool.shutdown()
+        self.workers.shutdown()
 
     def reset(self) -> None:
         """Forget what earlier tests did, once their calls are over: callers may know that before the log does."""
@@ -207,6 +206,22 @@ class ProbeServer:
         if method.server_streaming:
             return stub(argument, timeout=timeout, metadata=metadata)
         return stub.future(argument, timeout=timeout, metadata=metadata)
+
+    def start_late(self, name: str, messages: queue.SimpleQueue[bytes | None], caller: str | None = "friend") -> Any:
+        """Begin a unary call whose message, of `messages`, comes later."""
+        metadata = [("authorization", f"Bearer {self.tokens[caller]}")] if caller else []
+        stub: Any = self.channel.stream_unary(f"/{SERVICE}/{name}")
+        return stub.future(iter(messages.get, None), timeout=20, metadata=metadata)
+
+    def refusals(self) -> dict[str, int]:
+        """Return how many calls were refused for overload, by reason."""
+        found: dict[str, int] = {}
+        for family in self.registry.collect():
+            for sample in family.samples:
+                if sample.name == "kronos_db_calls_refused_total":
+                    assert sample.labels["domain"] == "probe"
+                    found[sample.labels["reason"]] = int(sample.value)
+        return found
 
     def call(self, name: str, *requests: Any, **kw: Any) -> list[Any]:
         """Make a call and return the responses."""

@@ -36,17 +36,16 @@ def test_the_links_stand_in_the_chain_in_that_order(probe: ProbeServer) -> None:
     filters = [type(link).__name__ for link in probe.chain._filters()]
 
     assert guards == ["AccessLog", "Metrics", "Errors", "Authentication", "Overload"]
-    assert filters == ["Metrics", "Validation", "Encryption"]
+    assert filters == ["Metrics", "Overload", "Validation", "Encryption"]
 
 
 def test_a_chain_with_a_missing_or_unknown_link_is_refused(probe: ProbeServer) -> None:
     links = dict(probe.chain.interceptors)
-    pool = probe.chain.compute_pool
 
     with pytest.raises(ValueError, match="exactly the interceptors of ORDER"):
-        Chain({name: link for name, link in links.items() if name != "overload"}, pool, pool)
+        Chain({name: link for name, link in links.items() if name != "overload"})
     with pytest.raises(ValueError, match="exactly the interceptors of ORDER"):
-        Chain({**links, "cache": links["overload"]}, pool, pool)
+        Chain({**links, "cache": links["overload"]})
 
 
 def test_each_method_is_composed_once_and_not_per_call(probe: ProbeServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,15 +314,15 @@ def test_compute_methods_run_in_their_own_pool(probe: ProbeServer) -> None:
     probe.call("Burn")
     probe.call("Unary")
 
-    assert names[0].startswith("compute_")
-    assert names[1].startswith("worker-")
+    assert names[0].startswith("compute-probe")
+    assert names[1].startswith("worker-probe")
 
 
 def test_a_foreign_handler_gets_the_context_of_grpc_and_its_code_is_counted(probe: ProbeServer) -> None:
     method = Method(descriptor_pool.Default().FindMethodByName("grpc.health.v1.Health.Check"))
     context = _Context()
     links = {**probe.chain.interceptors, "authentication": _Nobody()}
-    chain = Chain(links, probe.chain.compute_pool, probe.chain.stream_pool)
+    chain = Chain(links)
 
     def check(_request: Any, given: Any) -> Any:
         assert given is context
@@ -352,6 +351,9 @@ class _Context:
 
     def time_remaining(self) -> float:
         return float("inf")
+
+    def is_active(self) -> bool:
+        return True
 
     def set_trailing_metadata(self, _metadata: object) -> None: ...
 
