@@ -240,7 +240,8 @@ def _serve(settings: Settings) -> subprocess.Popen[bytes]:
 def _is_ready(ops_address: str) -> bool:
     try:
         with urllib.request.urlopen(f"http://{ops_address}/readyz", timeout=5) as answer:
-            return bool(answer.status == 200)
+            # 200 comes already when one process of several serves.
+            return bool(json.load(answer)["status"] == "ok")
     except (urllib.error.URLError, OSError):
         return False
 
