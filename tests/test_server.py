@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from kronos.users.v1 import users_pb2 as pb
 
 from kronos_db import fleet
+from kronos_db import server as server_module
 from kronos_db.config import Settings, SettingsError
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.interceptors.authentication import hash_token, new_token
