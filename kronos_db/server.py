@@ -33,6 +33,7 @@ from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.holders import Holders
 from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
+from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
 from kronos_db.runtime.interceptors.chain import Chain, Registrar, register
@@ -50,7 +51,7 @@ from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.workers import Workers
-from kronos_db.schemas import SERVED, open_database, shortfall
+from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
 from kronos_db.users.model import ERRORS as USERS_ERRORS
 from kronos_db.users.passwords import Passwords
 from kronos_db.users.service import UsersService
@@ -99,6 +100,7 @@ class Server:
         )
         self._metrics = RpcMetrics(self.registry)
         self._overload = Overload(_limits(settings), self._workers.expected_wait, self._metrics.refused)
+        self._feeds = Feeds(listening_dsns(settings, SERVED), settings.caller_streams)
         for domain, database in self._databases.items():
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
@@ -135,6 +137,7 @@ class Server:
         self._grpc = self._build()
         for coherence in self._coherence.values():
             coherence.start()
+        self._feeds.start()
         self._grpc.start()
         if self._settings.cpu_affinity == "one-core":
             self._core.start()
@@ -159,7 +162,10 @@ class Server:
         if self._grpc is not None:
             if self._serving.is_set():
                 time.sleep(self._settings.drain_pause)
-            self._grpc.stop(self._settings.drain_timeout).wait()
+            ended = self._grpc.stop(self._settings.drain_timeout)
+            # Streams of changes have no end of their own; their callers go on elsewhere.
+            self._feeds.close()
+            ended.wait()
         # Without waiting: a handler that outlasted the drain must not hold up the rest.
         self._workers.shutdown(wait=False)
         self._health.stop()
@@ -170,6 +176,7 @@ class Server:
             coherence.stop()
         for remote in self._remotes:
             remote.close()
+        self._feeds.stop()
         for database in self._databases.values():
             database.pool.close()
         self._ops.stop()
@@ -251,6 +258,7 @@ class Server:
             Passwords(settings.password_memory_kib, settings.password_iterations),
             PageTokens(rings["users"].subkey("page token")),
             caches["users"],
+            self._feeds.open(self._databases["users"], rings["users"].subkey("resume token")),
         )
         users_pb2_grpc.add_UsersServiceServicer_to_server(users_service, registrar)
 
