@@ -107,6 +107,7 @@ class Server:
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
         saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
+        saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
         watch_background(self.registry, self._background, OUTCOMES)
@@ -222,6 +223,10 @@ class Server:
             options=[
                 ("grpc.so_reuseport", 0 if self._slot is None else 1),
                 ("grpc.max_receive_message_length", settings.max_message_bytes * _TRANSPORT_MARGIN),
+                # Finds out about callers that are gone without a word, whose streams would stay for hours.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.http2.max_pings_without_data", 0),
             ],
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )

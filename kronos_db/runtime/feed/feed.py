@@ -62,7 +62,8 @@ class Pace:
 
     `poll` between two looks when nobody wakes the feed, `interval` at least between any two. `most` deliveries or
     `most_bytes` wait for one stream at most. `stall` is how long a caller may leave a message untaken. `quiet` is after
-    how long a stream without changes is told its position.
+    how long a stream without changes is told its position. A stream that was ended is reset after `linger` if its
+    caller has not taken even that.
     """
 
     page: int = 200
@@ -72,6 +73,7 @@ class Pace:
     most_bytes: int = 1 << 20
     stall: float = 30.0
     quiet: float = 30.0
+    linger: float = 300.0
 
 
 class Feed:
@@ -344,7 +346,7 @@ class Feed:
             elif now >= subscription.quiet_until and subscription.is_idle and subscription.greeted:
                 subscription.offer([Delivery(None, self._common)], self._pace.quiet)
         for ended, subscription in self._ended:
-            if not subscription.gone and now - ended > self._pace.stall:
+            if not subscription.gone and now - ended > self._pace.linger:
                 subscription.outlet.cancel()
         self._ended = [(ended, each) for ended, each in self._ended if not each.gone]
 
