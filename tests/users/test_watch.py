@@ -1,4 +1,5 @@
 """WatchUsers through real gRPC."""
+
 from __future__ import annotations
 from kronos.users.v1 import users_pb2 as pb
 from tests.parts.serving import Serving
@@ -11,10 +12,11 @@ def test_smoke(serving: Serving) -> None:
     first = next(stream)
     print(first)
     import time
-    t=time.time()
+
+    t = time.time()
     u = p.create(users)
     got = next(stream)
-    print(got, time.time()-t)
+    print(got, time.time() - t)
     assert got.change.user_id == u.id
     stream.cancel()
     s2 = users.WatchUsers(pb.WatchUsersRequest(resume_token=first.resume_token), timeout=20)

@@ -308,7 +308,7 @@ class Feed:
         position = self._below_common(subscription)
         page = self._log.changes_since(position, self._pace.page)
         if not subscription.greeted:
-            self._greet(subscription, position)
+            self._greet(subscription, subscription.position)
         wanted = subscription.terms.wanted.of(deliveries_of(page))
         portion = _within(wanted, self._pace.most_bytes)
         subscription.position = page.end if len(portion) == len(wanted) else portion[-1].position

@@ -80,7 +80,10 @@ def test_a_write_is_read_with_what_it_noted(database: Database) -> None:
     database.write(work, mutation())
 
     page = database.changes_since(start, 10)
-    assert [noted.change for noted in page.changes] == [Change("test", "first", {"word": "ä"}), Change("test", "second")]
+    assert [noted.change for noted in page.changes] == [
+        Change("test", "first", {"word": "ä"}),
+        Change("test", "second"),
+    ]
     assert [noted.part for noted in page.changes] == [1, 2]
     assert page.changes[0].time.tzinfo is not None
 
