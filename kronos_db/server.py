@@ -237,7 +237,9 @@ class Server:
     def _keep_copies(self, domain: str) -> Coherence:
         board = Board(self._shared / f"{domain}.board" if self._shared else None)
         database = self._databases[domain]
-        coherence = Coherence(domain, board, Holders(database, board.holder), f"kronos_db_{domain}")
+        channel = f"kronos_db_{domain}"
+        coherence = Coherence(domain, board, Holders(database, board.holder), channel)
+        self._feeds.listen(domain, channel, coherence.wake.set)
         database.copies = coherence
         return coherence
 

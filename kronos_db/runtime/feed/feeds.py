@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from kronos_db.runtime.database.changes import channel
+from kronos_db.runtime.database.changes import channel as channel_of
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.listening import Listener, Notifier
 from kronos_db.runtime.feed.feed import Feed, Pace
@@ -28,6 +28,8 @@ class Feeds:
         self._pace = pace
         self._pusher = Pusher()
         self._feeds: dict[str, Feed] = {}
+        # What to wake, by the DSN to listen at and the channel.
+        self._wakers: dict[str, dict[str, Callable[[], None]]] = {}
         self._listeners: list[Listener] = []
 
     def open(self, database: Database, key: bytes) -> Feed:
@@ -35,15 +37,17 @@ class Feeds:
         tokens = ResumeTokens(key, database.domain)
         feed = Feed(database, tokens, self._pusher, self.streams, self._pace)
         self._feeds[database.domain] = feed
+        self.listen(database.domain, channel_of(database.domain), feed.wake)
         database.on_changed = partial(self.notifier.changed, database)
         return feed
 
+    def listen(self, domain: str, channel: str, wake: Callable[[], None]) -> None:
+        """Have `wake` called for a channel in the database of `domain`. To be called before `start`."""
+        self._wakers.setdefault(self._dsns[domain], {})[channel] = wake
+
     def start(self) -> None:
         """Listen, notify and push."""
-        wakers: dict[str, dict[str, Callable[[], None]]] = {}
-        for domain, feed in self._feeds.items():
-            wakers.setdefault(self._dsns[domain], {})[channel(domain)] = feed.wake
-        self._listeners = [Listener(dsn, of_dsn) for dsn, of_dsn in wakers.items()]
+        self._listeners = [Listener(dsn, wakers) for dsn, wakers in self._wakers.items()]
         for listener in self._listeners:
             listener.start()
         self.notifier.start()
