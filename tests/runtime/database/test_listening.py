@@ -20,6 +20,7 @@ from tests.parts.domain import mutation, new_database, opened, settings_of
 from tests.parts.eventually import eventually
 
 CHANNEL = channel("users")
+_OURS = "FROM pg_stat_activity WHERE application_name = 'kronos-db:listen' AND datname = current_database()"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def note(tx: Transaction) -> None:
 @pytest.mark.usefixtures("listener")
 def test_it_listens_as_the_role_of_the_domain(world: tuple[str, Database, str]) -> None:
     with psycopg.connect(world[0]) as admin:
-        found = admin.execute("SELECT usename FROM pg_stat_activity WHERE application_name = 'kronos-db:listen'")
+        found = admin.execute(f"SELECT usename {_OURS}")
         assert found.fetchall() == [("kronos_users",)]
 
 
@@ -139,9 +140,7 @@ def test_a_killed_connection_is_made_again_and_wakes(
 ) -> None:
     eventually(lambda: bell.count == 1)
     with psycopg.connect(world[0], autocommit=True) as admin:
-        admin.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'kronos-db:listen'"
-        )
+        admin.execute(f"SELECT pg_terminate_backend(pid) {_OURS}")
 
     eventually(lambda: listener.connects == 2)
     eventually(lambda: bell.count == 2)
@@ -170,7 +169,7 @@ def test_it_ends_while_there_is_no_postgresql(bell: Bell, tmp_path: Path) -> Non
     listener.stop()
 
     assert bell.count == 0
-    assert not [thread for thread in threading.enumerate() if thread.name == "listen"]
+    assert not listener._thread.is_alive()
 
 
 def test_stopped_before_it_began(bell: Bell) -> None:
