@@ -322,7 +322,8 @@ class Feed:
     def _below_common(self, subscription: Subscription) -> Position:
         """Return where a stream goes on, up to the common position at most.
 
-        Another process may have read further than this one. Raises PositionLostError for a position from the future.
+        The common position lies below it when its own reading failed halfway: then it is moved first. Raises
+        PositionLostError for a position from the future.
         """
         position = subscription.position
         reached = moment(position.until or position.seen)
