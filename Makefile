@@ -41,6 +41,10 @@ $(STAMP): locks/requirements.txt pyproject.toml scripts/install.py
 test: $(STAMP) ## Run all tests; those that lack a program skip and say so
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: soak
+soak: $(STAMP) ## Run the tests that have a long form in that form, which takes minutes
+	KRONOS_TEST_SOAK=1 $(BIN)/python -m pytest -m soak $(ARGS)
+
 .PHONY: check
 check: $(STAMP) verify ## Lint, types, walls, contract, references: all that needs no server
 	$(BIN)/ruff check .

@@ -14,13 +14,17 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import processes, users
+from benchmarks import processes, streams, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
-PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {"users": users.rows, "processes": processes.rows}
+PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
+    "users": users.rows,
+    "processes": processes.rows,
+    "streams": streams.rows,
+}
 _PAGE = """# Benchmarks
 
 Made by `make bench`; do not edit.

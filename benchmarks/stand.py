@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 from kronos.users.v1 import users_pb2_grpc
@@ -123,10 +123,10 @@ class Stand:
 
 
 @contextmanager
-def stand(processes: int = 1) -> Iterator[Stand]:
-    """Start a stand in a fresh data directory."""
+def stand(processes: int = 1, **changes: Any) -> Iterator[Stand]:
+    """Start a stand in a fresh data directory; `changes` are settings."""
     with tempfile.TemporaryDirectory(prefix="kronos-bench-") as folder:
-        settings = load(data_dir=Path(folder), processes=processes, **_listen())
+        settings = load(data_dir=Path(folder), processes=processes, **_listen(), **changes)
         with dev.environment(settings, lambda _said: None, threading.Event()) as (complete, token):
             running = Stand(complete, token)
             try:

@@ -199,6 +199,9 @@ class Settings(BaseSettings):
         le=100_000,
         description="The same for password hashing, which has a queue of its own.",
     )
+    caller_streams: int = Field(
+        1000, ge=1, le=100_000, description="Streams of changes that one caller may hold in one process."
+    )
     max_message_bytes: int = Field(
         4 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="Largest request message."
     )

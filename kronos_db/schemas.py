@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -53,6 +53,24 @@ def open_database(settings: Settings, domain: str) -> Database:
         settings.statement_timeout + _SILENCE_MARGIN,
     )
     return Database(domain, Pool(domain, dsn, limits))
+
+
+def listening_dsns(settings: Settings, domains: Iterable[str]) -> dict[str, str]:
+    """Return for each domain where to listen for its changes: straight to PostgreSQL, as a role that may log in there.
+
+    Domains of one database get the same DSN, that of the first one's role.
+    """
+    found: dict[str | None, str] = {}
+    return {
+        domain: found.setdefault(settings.domain_direct_dsn(domain), _listening_dsn(settings, domain))
+        for domain in domains
+    }
+
+
+def _listening_dsn(settings: Settings, domain: str) -> str:
+    dsn, role = _access(settings, domain)
+    direct = settings.domain_direct_dsn(domain)
+    return dsn if direct is None or role.password is None else as_role(direct, role.name, role.password)
 
 
 def shortfall(domain: str, database: Database) -> str | None:

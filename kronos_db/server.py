@@ -33,6 +33,7 @@ from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.holders import Holders
 from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
+from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
 from kronos_db.runtime.interceptors.chain import Chain, Registrar, register
@@ -50,7 +51,7 @@ from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.workers import Workers
-from kronos_db.schemas import SERVED, open_database, shortfall
+from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
 from kronos_db.users.model import ERRORS as USERS_ERRORS
 from kronos_db.users.passwords import Passwords
 from kronos_db.users.service import UsersService
@@ -99,12 +100,14 @@ class Server:
         )
         self._metrics = RpcMetrics(self.registry)
         self._overload = Overload(_limits(settings), self._workers.expected_wait, self._metrics.refused)
+        self._feeds = Feeds(listening_dsns(settings, SERVED), settings.caller_streams)
         for domain, database in self._databases.items():
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
         saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
+        saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
         watch_background(self.registry, self._background, OUTCOMES)
@@ -135,6 +138,7 @@ class Server:
         self._grpc = self._build()
         for coherence in self._coherence.values():
             coherence.start()
+        self._feeds.start()
         self._grpc.start()
         if self._settings.cpu_affinity == "one-core":
             self._core.start()
@@ -159,7 +163,10 @@ class Server:
         if self._grpc is not None:
             if self._serving.is_set():
                 time.sleep(self._settings.drain_pause)
-            self._grpc.stop(self._settings.drain_timeout).wait()
+            ended = self._grpc.stop(self._settings.drain_timeout)
+            # Streams of changes have no end of their own; their callers go on elsewhere.
+            self._feeds.close()
+            ended.wait()
         # Without waiting: a handler that outlasted the drain must not hold up the rest.
         self._workers.shutdown(wait=False)
         self._health.stop()
@@ -170,6 +177,7 @@ class Server:
             coherence.stop()
         for remote in self._remotes:
             remote.close()
+        self._feeds.stop()
         for database in self._databases.values():
             database.pool.close()
         self._ops.stop()
@@ -215,6 +223,10 @@ class Server:
             options=[
                 ("grpc.so_reuseport", 0 if self._slot is None else 1),
                 ("grpc.max_receive_message_length", settings.max_message_bytes * _TRANSPORT_MARGIN),
+                # Finds out about callers that are gone without a word, whose streams would stay for hours.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.http2.max_pings_without_data", 0),
             ],
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )
@@ -225,7 +237,9 @@ class Server:
     def _keep_copies(self, domain: str) -> Coherence:
         board = Board(self._shared / f"{domain}.board" if self._shared else None)
         database = self._databases[domain]
-        coherence = Coherence(domain, board, Holders(database, board.holder), f"kronos_db_{domain}")
+        channel = f"kronos_db_{domain}"
+        coherence = Coherence(domain, board, Holders(database, board.holder), channel)
+        self._feeds.listen(domain, channel, coherence.wake.set)
         database.copies = coherence
         return coherence
 
@@ -251,6 +265,7 @@ class Server:
             Passwords(settings.password_memory_kib, settings.password_iterations),
             PageTokens(rings["users"].subkey("page token")),
             caches["users"],
+            self._feeds.open(self._databases["users"], rings["users"].subkey("resume token")),
         )
         users_pb2_grpc.add_UsersServiceServicer_to_server(users_service, registrar)
 

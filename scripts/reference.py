@@ -84,6 +84,7 @@ def metrics_page() -> str:
     example.handled("OK", 0.0)
     saturation.watch_pools(registry, {"example": SimpleNamespace(stats=dict)})
     saturation.watch_calls(registry, lambda: {"example": 0}, dict)
+    saturation.watch_streams(registry, lambda: {"example": 0}, int)
     saturation.watch_parts(registry, lambda: {"example": "ok"})
     work = SimpleNamespace(
         domain="example", name="example", success_time=0.0, holds=True, on_end=lambda _listener: None

@@ -97,6 +97,7 @@ def test_reasons_exist(page: Path) -> None:
     reasons = {answer.reason for answer in ERRORS.rows.values()} | {UNKNOWN.reason}
     prefixes = (
         "KRONOS_",
+        "USER_EVENT_",
         "USER_ORDER_",
         "USER_STATE_",
         "PASSWORD_OUTCOME_",

@@ -102,6 +102,10 @@ class PageTokenError(BadRequestError):
     """The page token was not made by this listing with these filters."""
 
 
+class ResumeTokenError(BadRequestError):
+    """The resume token was not made by this stream."""
+
+
 class RequestIdReusedError(BadRequestError):
     """The request id was used before with another body."""
 
@@ -116,6 +120,18 @@ class PermissionDeniedError(KronosError):
 
 class OverloadedError(KronosError):
     """A bounded queue or limit is full."""
+
+
+class TooManyStreamsError(KronosError):
+    """The caller holds as many streams in this process as one caller may."""
+
+
+class WatchTooSlowError(KronosError):
+    """Who watches took nothing for long, though messages waited."""
+
+
+class ShuttingDownError(KronosError):
+    """The process is about to end."""
 
 
 class DeadlineTooShortError(KronosError):
@@ -154,6 +170,9 @@ RUNTIME_ERRORS: Mapping[type[KronosError], Answer] = {
     PageTokenError: Answer(
         Code.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID", "The page token is not one of this listing with these filters."
     ),
+    ResumeTokenError: Answer(
+        Code.INVALID_ARGUMENT, "RESUME_TOKEN_INVALID", "The resume_token is not one of this stream."
+    ),
     RequestIdReusedError: Answer(
         Code.INVALID_ARGUMENT, "REQUEST_ID_REUSED", "The request_id was used before with another request."
     ),
@@ -164,6 +183,17 @@ RUNTIME_ERRORS: Mapping[type[KronosError], Answer] = {
         Code.PERMISSION_DENIED, "METHOD_NOT_ALLOWED", "The access policy does not let this caller call {method}."
     ),
     OverloadedError: Answer(Code.RESOURCE_EXHAUSTED, "OVERLOADED", "The server is at its limit; try again later."),
+    TooManyStreamsError: Answer(
+        Code.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", "This caller holds {limit} streams, which is as many as it may."
+    ),
+    WatchTooSlowError: Answer(
+        Code.RESOURCE_EXHAUSTED,
+        "WATCH_TOO_SLOW",
+        "Nothing was read from this stream for too long; watch again with the last resume_token.",
+    ),
+    ShuttingDownError: Answer(
+        Code.UNAVAILABLE, "SHUTTING_DOWN", "The process is about to end; watch again with the last resume_token."
+    ),
     DeadlineTooShortError: Answer(
         Code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", "What is left of the deadline is too short to begin."
     ),

@@ -104,7 +104,7 @@ class Reception:
                 function(*_replaced(arguments, _RECEIVE, lambda: _NO_REQUEST))
                 completion.finish()
                 return
-        arguments[_STATE].condition = _Condition()
+        arguments[_STATE].condition = Condition()
         receiver = self._idle.pop() if self._idle else _Receiver(self._serve)
         receiver.switch(getattr(behavior, "lane", NO_LANE), (function, arguments, completion))
 
@@ -156,14 +156,26 @@ class _Receiver(greenlet):
     parent: greenlet
 
 
-class _Condition(threading.Condition):
-    """A condition on which a receiver waits by stepping aside; for everybody else it is what it was."""
+class SentWithoutWaiting(Exception):  # noqa: N818  # says that all went well
+    """A message was handed to gRPC, and its sender does not wait until the reader took it."""
 
+
+class Condition(threading.Condition):
+    """A condition on which a receiver waits by stepping aside; for everybody else it is what it was.
+
+    With `on_notify` senders do not wait either: `wait` raises SentWithoutWaiting, and `on_notify` is called in place of
+    their going on. It is called under the lock, and must not wait.
+    """
+
+    on_notify: Callable[[], None] | None = None
     _receiver: _Receiver | None = None
 
     def wait(self, timeout: float | None = None) -> bool:
+        """Step aside, raise, or wait: see above."""
         receiver = getcurrent()
         if not isinstance(receiver, _Receiver):
+            if self.on_notify is not None:
+                raise SentWithoutWaiting
             return super().wait(timeout)
         self._receiver = receiver
         self.release()
@@ -173,7 +185,10 @@ class _Condition(threading.Condition):
         return True
 
     def notify_all(self) -> None:
+        """Let all go on who wait."""
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.switch()
+        if self.on_notify is not None:
+            self.on_notify()
         super().notify_all()

@@ -14,10 +14,13 @@ from kronos.users.v1.users_pb2_grpc import UsersServiceServicer
 
 from kronos_db.runtime.cache.engine import Cache, Kind, Loaded, Rules
 from kronos_db.runtime.crypto.normalization import caseless
-from kronos_db.runtime.database.changes import tag
+from kronos_db.runtime.database.changes import Noted, tag
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
+from kronos_db.runtime.feed.feed import Feed
+from kronos_db.runtime.feed.subscription import Wanted
 from kronos_db.runtime.interceptors.call import Call
+from kronos_db.runtime.interceptors.outlet import CallOutlet, pushes
 from kronos_db.runtime.paging import PageTokens, page_size
 from kronos_db.runtime.timestamps import from_timestamp, set_timestamp
 from kronos_db.users import model
@@ -38,6 +41,7 @@ _STATES: Mapping[int, pb.UserState.ValueType] = {
     model.State.ACTIVE: pb.USER_STATE_ACTIVE,
     model.State.SUSPENDED: pb.USER_STATE_SUSPENDED,
 }
+_EVENTS = {event.value: pb.UserEvent.Value(f"USER_EVENT_{event.name}") for event in model.Event}
 # Every answer that holds the changed user has the same shape.
 Changed = TypeVar(
     "Changed",
@@ -53,10 +57,13 @@ Changed = TypeVar(
 class UsersService(UsersServiceServicer):
     """The handlers of the contract `kronos.users.v1`."""
 
-    def __init__(self, store: UsersStore, passwords: Passwords, page_tokens: PageTokens, cache: Cache) -> None:
+    def __init__(
+        self, store: UsersStore, passwords: Passwords, page_tokens: PageTokens, cache: Cache, feed: Feed
+    ) -> None:
         self._store = store
         self._passwords = passwords
         self._page_tokens = page_tokens
+        self._feed = feed
         # Users as messages on the wire, sealed: what goes into an answer, and what may be kept anywhere.
         self._users: Mapping[Key, Kind] = {
             key: cache.kind(Rules(f"users by {key}"), partial(self._load, key)) for key in get_args(Key)
@@ -171,6 +178,12 @@ class UsersService(UsersServiceServicer):
         outcome = pb.PASSWORD_OUTCOME_ACCEPTED if active else pb.PASSWORD_OUTCOME_SUSPENDED
         return pb.VerifyPasswordResponse(outcome=outcome, user_id=credential.user_id)
 
+    @pushes
+    def WatchUsers(self, request: pb.WatchUsersRequest, outlet: CallOutlet) -> None:
+        """Push changes of users."""
+        ids = frozenset(user_id.lower() for user_id in request.user_ids)
+        self._feed.watch(outlet, request.resume_token, Wanted(frozenset({model.KIND}), ids), _watched)
+
     def _load(self, key: Key, values: Sequence[str]) -> Mapping[str, Loaded]:
         """Read users for the cache: each depends on itself alone, under whichever name it was asked for."""
         users = self._store.get_many(key, values)
@@ -217,6 +230,18 @@ class UsersService(UsersServiceServicer):
 
 def _changed(context: grpc.ServicerContext, answer: type[Changed]) -> Mutation[model.User, Changed]:
     return Call.of(context).mutation(answer, lambda user: answer(user=_message(user)))
+
+
+def _watched(noted: Noted | None, resume_token: str) -> pb.WatchUsersResponse:
+    """Return what is told of a change; of none, how far the stream is."""
+    response = pb.WatchUsersResponse(resume_token=resume_token)
+    if noted is not None:
+        body, change = noted.change.body, response.change
+        change.user_id = noted.change.record_id
+        change.event = _EVENTS[body["event"]]
+        change.etag = str(body["version"])
+        set_timestamp(change.change_time, noted.time)
+    return response
 
 
 def _key(request: pb.GetUserRequest | pb.VerifyPasswordRequest) -> tuple[Key, str]:

@@ -56,12 +56,14 @@ class Position:
     """How far a reader is: it has everything visible in the settled snapshot `seen`.
 
     With `until` it is in the middle of what became visible between the two, and has that up to `place` and `part`.
+    `history` names the database and its timeline, outside of which a snapshot means nothing; "" is not checked.
     """
 
     seen: str
     until: str | None = None
     place: int = 0
     part: int = 0
+    history: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Page:
         if index == len(self.changes) - 1:
             return self.end
         change = self.changes[index]
-        return Position(self.start.seen, self.snapshot, change.place, change.part)
+        return Position(self.start.seen, self.snapshot, change.place, change.part, self.end.history)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,11 @@ def settled(snapshot: str, newest: int) -> str:
 def tag(kind: str, record_id: str = "") -> str:
     """Return the name by which copies depend on one record, or on all records of a kind."""
     return f"{kind}:{record_id}" if record_id else kind
+
+
+def channel(domain: str) -> str:
+    """Return the channel on which processes tell each other that a domain's log has grown."""
+    return f"kronos_{domain}_changes"
 
 
 def moment(snapshot: str) -> int:

@@ -2,6 +2,12 @@
 -- The timeline that is written to now: eight hexadecimal digits. A standby that is promoted begins another.
 left(pg_walfile_name(pg_current_wal_lsn()), 8)
 
+-- fragment: identity
+-- The cluster, and the database in it.
+(SELECT system_identifier FROM pg_control_system()) || '/' || (
+    SELECT oid FROM pg_database WHERE datname = current_database()
+)
+
 -- fragment: newest
 -- The newest transaction that changed something, as a number.
 GREATEST(
@@ -21,17 +27,17 @@ SELECT pg_current_snapshot()::text, {newest}, {timeline}, EXISTS (SELECT FROM {s
 
 -- name: now
 -- The snapshot now, its newest change, and its history: the cluster, the database in it, and the timeline.
-SELECT pg_current_snapshot()::text, {newest},
-    (SELECT system_identifier FROM pg_control_system()) || '/' || (
-        SELECT oid FROM pg_database WHERE datname = current_database()
-    ),
-    {timeline};
+SELECT pg_current_snapshot()::text, {newest}, {identity}, {timeline};
+
+-- name: notify
+-- Wakes those who listen for changes. They read them from the log, so this need not survive a crash.
+SELECT set_config('synchronous_commit', 'off', true), pg_notify(%(channel)s, '');
 
 -- name: since
 -- What became visible after one snapshot and until another, or until now, in the order of the commits. One row at
 -- least, so that the snapshot is told when there is nothing.
-SELECT snapshot.now::text, {newest}, horizon.purged::text::bigint, change.place, change.part, change.kind, change.record_id,
-    change.body, change.create_time
+SELECT snapshot.now::text, {newest}, horizon.purged::text::bigint, {identity}, {timeline}, change.place, change.part,
+    change.kind, change.record_id, change.body, change.create_time
 FROM (SELECT COALESCE(%(until)s::pg_snapshot, pg_current_snapshot()) AS now) AS snapshot
 CROSS JOIN {schema}.change_horizon AS horizon
 LEFT JOIN LATERAL (

@@ -13,7 +13,7 @@ import psycopg
 import structlog
 
 from kronos_db.runtime import deadline
-from kronos_db.runtime.database.changes import Change, ChangeLog, Instant, Noted, Page, Position, settled
+from kronos_db.runtime.database.changes import Change, ChangeLog, Instant, Noted, Page, Position, channel, settled
 from kronos_db.runtime.database.failures import Failure, classify, translate, violates
 from kronos_db.runtime.database.idempotency import PRIMARY_KEY, Idempotency, Mutation, Reply, Result
 from kronos_db.runtime.database.pool import Connection, Pool
@@ -92,12 +92,16 @@ class _Written(NamedTuple):
 
 
 class Database:
-    """The database of one domain, through its own role. `copies` is told of what writes make old."""
+    """The database of one domain, through its own role.
+
+    `copies` is told of what writes make old, `on_changed` that a write with changes was committed.
+    """
 
     def __init__(self, domain: str, pool: Pool) -> None:
         self.domain = domain
         self.pool = pool
         self.copies: Copies | None = None
+        self.on_changed: Callable[[], None] | None = None
         self._idempotency = Idempotency(domain)
         self._log = ChangeLog(domain)
 
@@ -145,7 +149,7 @@ class Database:
     def changes_since(self, position: Position, limit: int) -> Page:
         """Return at most `limit` changes that became visible after `position`, in commit order.
 
-        Raises PositionLostError when some of them were removed already.
+        Raises PositionLostError when some of them were removed already, or when the position is of another history.
         """
         params = {
             "seen": position.seen,
@@ -155,23 +159,37 @@ class Database:
             "limit": limit,
         }
         rows = self.fetch_all(self._log.queries["since"], params, lambda *row: row)
-        snapshot, newest, purged = rows[0][:3]
+        snapshot, newest, purged, identity, timeline = rows[0][:5]
+        history = f"{identity}.{timeline}"
+        if position.history not in {"", history}:
+            raise PositionLostError(f"the position is of {position.history}, {self.domain} is at {history}")
         if purged >= int(position.seen.partition(":")[0]):
             raise PositionLostError(f"changes of {self.domain} up to transaction {purged} were removed")
         found = [
             Noted(Change(kind, record_id, body), place, part, time)
-            for _, _, _, place, part, kind, record_id, body, time in rows
+            for _, _, _, _, _, place, part, kind, record_id, body, time in rows
             if place is not None
         ]
         snapshot = position.until or settled(snapshot, newest)
         more = len(found) == limit
-        end = Position(position.seen, snapshot, found[-1].place, found[-1].part) if more else Position(snapshot)
+        end = Position(snapshot, history=history)
+        if more:
+            end = Position(position.seen, snapshot, found[-1].place, found[-1].part, history)
         return Page(found, position, snapshot, end)
 
     def instant(self) -> Instant:
         """Return the snapshot now, and the history that it is of."""
         snapshot, newest, identity, timeline = self.fetch_all(self._log.queries["now"], {}, lambda *row: row)[0]
         return Instant(settled(snapshot, newest), identity, timeline)
+
+    def position(self) -> Position:
+        """Return the position of who has seen every change up to now."""
+        instant = self.instant()
+        return Position(instant.snapshot, history=f"{instant.identity}.{instant.timeline}")
+
+    def notify(self) -> None:
+        """Wake those who listen on the domain's channel."""
+        self.fetch_all(self._log.queries["notify"], {"channel": channel(self.domain)}, lambda *row: row)
 
     def purge_changes(self, kept: float, limit: int = 1000) -> int:
         """Remove at most `limit` changes older than `kept` seconds; return how many that were."""
@@ -236,7 +254,9 @@ class Database:
         return _written(replies, tags, after)
 
     def _outdate(self, written: _Written) -> None:
-        """Return when nobody answers from copies of before the write."""
+        """Tell who waits for changes, and return when nobody answers from copies of before the write."""
+        if written.tags and self.on_changed is not None:
+            self.on_changed()
         if written.tags and self.copies is not None:
             self.copies.outdate(written.tags, written.snapshot, written.timeline, written.others)
 
@@ -272,7 +292,7 @@ def _tags(changes: Sequence[Change]) -> list[str]:
 
 def _written(reply: Any, tags: Sequence[str], after: psycopg.Cursor[Any] | None) -> _Written:
     if after is None:
-        return _Written(reply, ())
+        return _Written(reply, tags)
     snapshot, newest, timeline, others = after.fetchall()[0]
     return _Written(reply, tags, settled(snapshot, newest), timeline, others)
 

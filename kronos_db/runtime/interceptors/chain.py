@@ -292,8 +292,12 @@ class _Pushed:
         self._completed = False
 
     def send(self, message: Any) -> None:
-        """Pass one response on to the caller; None ends the stream."""
+        """Pass one response on to the caller; None ends the stream, an exception ends it with its status."""
         if message is None:
+            self._complete()
+            return
+        if isinstance(message, Exception):
+            self.end(message)
             self._complete()
             return
         try:

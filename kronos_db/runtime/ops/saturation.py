@@ -59,6 +59,26 @@ def watch_calls(
     )
 
 
+def watch_streams(
+    registry: CollectorRegistry, watched: Callable[[], Mapping[str, int]], failures: Callable[[], int]
+) -> None:
+    """Register how many streams of changes there are, and how often others could not be woken for them."""
+    gauges(
+        registry,
+        "kronos_db_watch_streams",
+        "Streams of changes that are open.",
+        ["domain"],
+        lambda: [((domain,), count) for domain, count in watched().items()],
+    )
+    counters(
+        registry,
+        "kronos_db_notifications_failed_total",
+        "Notifications of changes that failed; streams then see the changes up to a second late.",
+        [],
+        lambda: [((), failures())],
+    )
+
+
 def watch_parts(registry: CollectorRegistry, report: Callable[[], Mapping[str, str]]) -> None:
     """Register which parts are ready."""
     gauges(

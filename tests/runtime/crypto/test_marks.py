@@ -37,6 +37,7 @@ PHONE = Index("users.phone", Normalization.PHONE)
 NOT_SENSITIVE: Mapping[str, str] = {
     "page_token": "opaque place in a listing, made by the server, worthless without permission to list",
     "next_page_token": "the same, on its way out",
+    "resume_token": "opaque place in a log of changes, made by the server, worthless without permission to watch",
 }
 
 numbers = itertools.count(1)

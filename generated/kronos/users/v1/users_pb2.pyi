@@ -110,6 +110,54 @@ PASSWORD_OUTCOME_SUSPENDED: PasswordOutcome.ValueType  # 3
 """The password is the user's, but the user is suspended."""
 Global___PasswordOutcome: _TypeAlias = PasswordOutcome  # noqa: Y015
 
+class _UserEvent:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UserEventEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UserEvent.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USER_EVENT_UNSPECIFIED: _UserEvent.ValueType  # 0
+    """Never returned."""
+    USER_EVENT_CREATED: _UserEvent.ValueType  # 1
+    """The user was created."""
+    USER_EVENT_UPDATED: _UserEvent.ValueType  # 2
+    """Fields of the user were changed."""
+    USER_EVENT_SUSPENDED: _UserEvent.ValueType  # 3
+    """The user was suspended."""
+    USER_EVENT_REACTIVATED: _UserEvent.ValueType  # 4
+    """The user was reactivated."""
+    USER_EVENT_DELETED: _UserEvent.ValueType  # 5
+    """The user was soft-deleted."""
+    USER_EVENT_UNDELETED: _UserEvent.ValueType  # 6
+    """The user was brought back."""
+    USER_EVENT_ERASED: _UserEvent.ValueType  # 7
+    """The user was removed for good."""
+    USER_EVENT_PASSWORD_SET: _UserEvent.ValueType  # 8
+    """The password of the user was set."""
+
+class UserEvent(_UserEvent, metaclass=_UserEventEnumTypeWrapper):
+    """What happened to a user."""
+
+USER_EVENT_UNSPECIFIED: UserEvent.ValueType  # 0
+"""Never returned."""
+USER_EVENT_CREATED: UserEvent.ValueType  # 1
+"""The user was created."""
+USER_EVENT_UPDATED: UserEvent.ValueType  # 2
+"""Fields of the user were changed."""
+USER_EVENT_SUSPENDED: UserEvent.ValueType  # 3
+"""The user was suspended."""
+USER_EVENT_REACTIVATED: UserEvent.ValueType  # 4
+"""The user was reactivated."""
+USER_EVENT_DELETED: UserEvent.ValueType  # 5
+"""The user was soft-deleted."""
+USER_EVENT_UNDELETED: UserEvent.ValueType  # 6
+"""The user was brought back."""
+USER_EVENT_ERASED: UserEvent.ValueType  # 7
+"""The user was removed for good."""
+USER_EVENT_PASSWORD_SET: UserEvent.ValueType  # 8
+"""The password of the user was set."""
+Global___UserEvent: _TypeAlias = UserEvent  # noqa: Y015
+
 @_typing.final
 class User(_message.Message):
     """A user of the platform."""
@@ -956,3 +1004,103 @@ class VerifyPasswordResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyPasswordResponse: _TypeAlias = VerifyPasswordResponse  # noqa: Y015
+
+@_typing.final
+class WatchUsersRequest(_message.Message):
+    """Asks to be told what happens to users."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """The last `resume_token` of an earlier stream: what happened since then is told first. Valid for seven days. Empty:
+    from now on. The users watched may be others than those of the earlier stream.
+    """
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """UUIDs of the users to watch, at most 100. Empty: all users."""
+
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_token", b"resume_token", "user_ids", b"user_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchUsersRequest: _TypeAlias = WatchUsersRequest  # noqa: Y015
+
+@_typing.final
+class UserChange(_message.Message):
+    """A change of a user. It holds no names and no addresses: who may watch may not be who may read, and what was erased is
+    not to live on in a log of changes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """UUID of the user."""
+    event: Global___UserEvent.ValueType
+    """What happened."""
+    etag: _builtins.str
+    """The etag of the user after the change; of an erased one, the last that it had."""
+    @_builtins.property
+    def change_time(self) -> _timestamp_pb2.Timestamp:
+        """When the change was made, shortly before it was committed."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        event: Global___UserEvent.ValueType = ...,
+        etag: _builtins.str = ...,
+        change_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "etag", b"etag", "event", b"event", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserChange: _TypeAlias = UserChange  # noqa: Y015
+
+@_typing.final
+class WatchUsersResponse(_message.Message):
+    """A change, or how far the stream is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Where to go on should the stream end: with everything up to here received, nothing is skipped or repeated. Opaque.
+    In rare cases empty, with thousands of transactions in progress: then the one before still holds.
+    """
+    @_builtins.property
+    def change(self) -> Global___UserChange:
+        """The change. Absent in the first message, which comes at once and says from where on changes are told, and now and
+        then on a stream without changes, to bring a fresh `resume_token`.
+        """
+
+    def __init__(
+        self,
+        *,
+        change: Global___UserChange | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchUsersResponse: _TypeAlias = WatchUsersResponse  # noqa: Y015

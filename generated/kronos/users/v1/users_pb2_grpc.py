@@ -104,6 +104,11 @@ class UsersServiceStub:
                 request_serializer=kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordRequest.SerializeToString,
                 response_deserializer=kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordResponse.FromString,
                 _registered_method=True)
+        self.WatchUsers = channel.unary_stream(
+                '/kronos.users.v1.UsersService/WatchUsers',
+                request_serializer=kronos_dot_users_dot_v1_dot_users__pb2.WatchUsersRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_users__pb2.WatchUsersResponse.FromString,
+                _registered_method=True)
 
 
 class UsersServiceServicer:
@@ -208,6 +213,20 @@ class UsersServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchUsers(self, request, context):
+        """Tells what happens to users as it is committed: every change once and in the order of the commits, from now on or
+        from where an earlier stream ended. The stream has no end of its own; whatever ends it, go on with the last
+        `resume_token`. What happened to a user is told, not what the user is now: ask GetUser.
+
+        OUT_OF_RANGE (RESUME_TOKEN_EXPIRED) when changes since the token are no longer kept, or PostgreSQL failed over or was
+        restored in between: read everything anew. RESOURCE_EXHAUSTED (WATCH_TOO_SLOW) when nothing was read from the stream
+        for 30 seconds though messages waited, (TOO_MANY_STREAMS) when the caller holds too many streams.
+        UNAVAILABLE (SHUTTING_DOWN) when the server ends. INVALID_ARGUMENT (RESUME_TOKEN_INVALID).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UsersServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -275,6 +294,11 @@ def add_UsersServiceServicer_to_server(servicer, server):
                     servicer.VerifyPassword,
                     request_deserializer=kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordRequest.FromString,
                     response_serializer=kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordResponse.SerializeToString,
+            ),
+            'WatchUsers': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchUsers,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_users__pb2.WatchUsersRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_users__pb2.WatchUsersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -633,6 +657,33 @@ class UsersService:
             '/kronos.users.v1.UsersService/VerifyPassword',
             kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordRequest.SerializeToString,
             kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/WatchUsers',
+            kronos_dot_users_dot_v1_dot_users__pb2.WatchUsersRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_users__pb2.WatchUsersResponse.FromString,
             options,
             channel_credentials,
             insecure,

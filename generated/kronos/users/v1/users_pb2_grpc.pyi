@@ -53,6 +53,16 @@ class UsersServiceStub:
     """Tells whether a password is the user's. An unknown user, a user without a password, a deleted user and a wrong
     password are alike in answer and in time.
     """
+    WatchUsers: _grpc.UnaryStreamMultiCallable[_users_pb2.WatchUsersRequest, _users_pb2.WatchUsersResponse]
+    """Tells what happens to users as it is committed: every change once and in the order of the commits, from now on or
+    from where an earlier stream ended. The stream has no end of its own; whatever ends it, go on with the last
+    `resume_token`. What happened to a user is told, not what the user is now: ask GetUser.
+
+    OUT_OF_RANGE (RESUME_TOKEN_EXPIRED) when changes since the token are no longer kept, or PostgreSQL failed over or was
+    restored in between: read everything anew. RESOURCE_EXHAUSTED (WATCH_TOO_SLOW) when nothing was read from the stream
+    for 30 seconds though messages waited, (TOO_MANY_STREAMS) when the caller holds too many streams.
+    UNAVAILABLE (SHUTTING_DOWN) when the server ends. INVALID_ARGUMENT (RESUME_TOKEN_INVALID).
+    """
 
 class UsersServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps users. Called by user-service and auth-service.
@@ -170,6 +180,22 @@ class UsersServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _users_pb2.VerifyPasswordResponse:
         """Tells whether a password is the user's. An unknown user, a user without a password, a deleted user and a wrong
         password are alike in answer and in time.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchUsers(
+        self,
+        request: _users_pb2.WatchUsersRequest,
+        context: _grpc.ServicerContext,
+    ) -> _abc.Iterator[_users_pb2.WatchUsersResponse]:
+        """Tells what happens to users as it is committed: every change once and in the order of the commits, from now on or
+        from where an earlier stream ended. The stream has no end of its own; whatever ends it, go on with the last
+        `resume_token`. What happened to a user is told, not what the user is now: ask GetUser.
+
+        OUT_OF_RANGE (RESUME_TOKEN_EXPIRED) when changes since the token are no longer kept, or PostgreSQL failed over or was
+        restored in between: read everything anew. RESOURCE_EXHAUSTED (WATCH_TOO_SLOW) when nothing was read from the stream
+        for 30 seconds though messages waited, (TOO_MANY_STREAMS) when the caller holds too many streams.
+        UNAVAILABLE (SHUTTING_DOWN) when the server ends. INVALID_ARGUMENT (RESUME_TOKEN_INVALID).
         """
 
 def add_UsersServiceServicer_to_server(servicer: UsersServiceServicer, server: _grpc.Server) -> None: ...

@@ -1,0 +1,1 @@
+"""Pushes the changes of a log to those who watch it."""
