@@ -6,21 +6,33 @@ from functools import partial
 from pathlib import Path
 
 from kronos_db.runtime.database.background import BackgroundWork, Held
+from kronos_db.runtime.database.changes import KEPT
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import Query, load_queries
 
 # Seconds between two looks for expired answers. Writes remove some as they go along: this is for when there are none.
-_PURGE_INTERVAL = 60.0
+_ANSWERS_INTERVAL = 60.0
+# And for changes that are no longer kept.
+_CHANGES_INTERVAL = 600.0
 _IDEMPOTENCY = Path(__file__).with_name("idempotency.sql")
 
 
 def upkeep(database: Database) -> list[BackgroundWork]:
     """Return what is to be done for the schema of `database`."""
     purge = load_queries(_IDEMPOTENCY, database.domain)["purge"]
-    return [BackgroundWork(database, "purge-idempotency", _PURGE_INTERVAL, partial(_purge, database, purge))]
+    return [
+        BackgroundWork(database, "purge-idempotency", _ANSWERS_INTERVAL, partial(_purge_answers, database, purge)),
+        BackgroundWork(database, "purge-changes", _CHANGES_INTERVAL, partial(_purge_changes, database)),
+    ]
 
 
-def _purge(database: Database, purge: Query, held: Held) -> None:
+def _purge_answers(database: Database, purge: Query, held: Held) -> None:
     """Remove expired rows, some with each statement, until there are none."""
     while held() and database.execute(purge, {}):
+        pass
+
+
+def _purge_changes(database: Database, held: Held) -> None:
+    """Remove what is no longer kept for those who watch."""
+    while held() and database.purge_changes(KEPT):
         pass

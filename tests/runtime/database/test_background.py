@@ -254,6 +254,24 @@ def test_one_that_was_never_started_can_be_stopped(users: Database) -> None:
     BackgroundWork(users, "work", 1.0, lambda _held: None).stop()
 
 
+def test_old_changes_go(users: Database, database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(
+            "INSERT INTO users.change (place, part, kind, record_id, body, create_time)"
+            " SELECT 1, n, 'thing', n::text, '{}', now() - make_interval(days => 6 + n % 2 * 2)"
+            " FROM generate_series(1, 2400) AS n"
+        )
+        works = upkeep(users)
+        try:
+            for work in works:
+                work.start()
+            count = "SELECT count(*)::int FROM users.change"
+            eventually(lambda: admin.execute(count).fetchone() == (1200,))
+        finally:
+            for work in works:
+                work.stop()
+
+
 def test_expired_answers_go_without_any_write(users: Database, database: str) -> None:
     with psycopg.connect(database, autocommit=True) as admin:
         admin.execute(
