@@ -52,7 +52,7 @@ def open_database(settings: Settings, domain: str) -> Database:
         settings.prepared_statements,
         settings.statement_timeout + _SILENCE_MARGIN,
     )
-    return Database(domain, Pool(domain, dsn, limits))
+    return Database(domain, Pool(domain, dsn, limits), settings.statement_timeout)
 
 
 def listening_dsns(settings: Settings, domains: Iterable[str]) -> dict[str, str]:

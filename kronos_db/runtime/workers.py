@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar, cast
@@ -23,13 +23,16 @@ from typing import Any, Generic, TypeVar, cast
 import structlog
 from greenlet import getcurrent, greenlet
 
-from kronos_db.runtime.errors import OverloadedError, UnavailableError
+from kronos_db.runtime import deadline
+from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError, StatementTimeoutError, UnavailableError
 from kronos_db.runtime.reception import Completion, Job, Lane, Reception
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 _MOST_SET_ASIDE = 128
+# No key is at fault, and trying each alone would hold the thread for as many time-outs as there are keys.
+_OF_ALL = (UnavailableError, OverloadedError, StatementTimeoutError, DeadlineTooShortError)
 _log = structlog.get_logger(__name__)
 
 
@@ -37,7 +40,8 @@ class Gatherer(Generic[Key, Value]):
     """Turns concurrent look-ups of one kind into one. `fetch` takes distinct keys and returns what it found of them.
 
     A look-up that fails because of one key fails for that key alone: the others are fetched again without it. When the
-    database is away or full it fails for all at once: no key is at fault.
+    database is away, full or too slow it fails for all at once: no key is at fault. `fetch` runs under the latest
+    deadline of those that it fetches for.
     """
 
     def __init__(self, fetch: Callable[[Sequence[Key]], Mapping[Key, Value]]) -> None:
@@ -54,8 +58,7 @@ class Gatherer(Generic[Key, Value]):
         """Return for each of `keys` what was found or the exception that it caused; nothing for those not found."""
         try:
             return cast("Mapping[Key, Value | Exception]", self._fetch(keys))
-        except (UnavailableError, OverloadedError) as error:
-            # Trying each alone would hold this thread for as many time-outs as there are keys.
+        except _OF_ALL as error:
             return dict.fromkeys(keys, error)
         except Exception as error:  # noqa: BLE001  # handed to the calls that asked
             if len(keys) == 1:
@@ -231,6 +234,8 @@ class _Call(greenlet):
     def __init__(self, worker: _Worker) -> None:
         super().__init__(self._serve)
         self.worker = worker
+        # Of the call that is set aside.
+        self.deadline: float | None = None
 
     def _serve(self, job: Job) -> None:
         while True:
@@ -242,6 +247,17 @@ class _Call(greenlet):
             completion.finish()
             del function, arguments, completion
             job = self.worker.idle(self)
+
+
+def _latest(waiting: Iterable[Sequence[_Call]]) -> float | None:
+    """Return the latest deadline of `waiting`; None when one of them has none."""
+    latest = 0.0
+    for calls in waiting:
+        for call in calls:
+            if call.deadline is None:
+                return None
+            latest = max(latest, call.deadline)
+    return latest
 
 
 class _Worker(threading.Thread):
@@ -286,6 +302,7 @@ class _Worker(threading.Thread):
 
     def set_aside(self, call: _Call, gatherer: Gatherer[Any, Any], key: Any) -> Any:
         """Park `call` until `key` was fetched; return what was found for it."""
+        call.deadline = deadline.current.get()
         self._aside.setdefault(gatherer, {}).setdefault(key, []).append(call)
         self._count += 1
         return self._main.switch()
@@ -299,6 +316,7 @@ class _Worker(threading.Thread):
     def _fetch_and_resume(self) -> None:
         aside, self._aside, self._count = self._aside, {}, 0
         for gatherer, waiting in aside.items():
+            deadline.current.set(_latest(waiting.values()))
             found = gatherer.resolve(list(waiting))
             for key, calls in waiting.items():
                 value = found.get(key)

@@ -231,6 +231,11 @@ def test_every_refusal_leaves_the_counts_as_they_were(probe: ProbeServer, kind: 
 class TestDeadline:
     """What is refused because of what is known of queue and method."""
 
+    @pytest.fixture(autouse=True)
+    def _no_deadline_is_left(self) -> Iterator[None]:
+        yield
+        deadline.current.set(None)
+
     method = Method(descriptor_pool.Default().FindMethodByName("kronos.probe.v1.ProbeService.Unary"))
 
     def _begin(self, overload: Overload, left: float) -> Call:
