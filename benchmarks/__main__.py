@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import processes, streams, users
+from benchmarks import overload, processes, streams, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +24,7 @@ PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "users": users.rows,
     "processes": processes.rows,
     "streams": streams.rows,
+    "overload": overload.rows,
 }
 _PAGE = """# Benchmarks
 

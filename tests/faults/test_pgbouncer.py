@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from kronos_db import schemas
 from kronos_db.embedded.postgres import EmbeddedPostgres
+from kronos_db.runtime import deadline
 from kronos_db.runtime.database.database import Database, Transaction
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.errors import KronosError
@@ -70,6 +72,19 @@ def test_terminated_between_calls(world: World, users: Database) -> None:
         assert users.write(effect(str(number)), mutation()) == str(number)
         world.terminate_all()
         assert users.fetch_one(COUNT, {}, int) == number + 1
+
+
+def test_the_limit_of_a_deadline_goes_with_its_statement(world: World, users: Database) -> None:
+    try:
+        for _ in range(3):
+            deadline.current.set(time.monotonic() + 10)
+            assert users.fetch_one(STATE, {"name": "statement_timeout"}, str) != "30s"
+            assert users.write(effect(), mutation()) == "a"
+            deadline.current.set(None)
+            assert users.fetch_one(STATE, {"name": "statement_timeout"}, str) == "30s"
+    finally:
+        deadline.current.set(None)
+    assert world.effects() == ["a"] * 3
 
 
 def test_failures_leave_nothing_in_the_shared_connections(world: World, users: Database) -> None:

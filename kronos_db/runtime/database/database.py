@@ -26,7 +26,7 @@ Params = Mapping[str, Any]
 
 _ATTEMPTS = 6
 _FIRST_PAUSE = 0.005
-# A plain function, and not SET LOCAL, since that takes no parameters.
+# The same as SET LOCAL, which takes no parameters.
 _SET_LIMIT = "SELECT pg_catalog.set_config('statement_timeout', %(limit)s, true)"
 # Milliseconds: a statement that is begun at all gets so long.
 _SHORTEST_LIMIT = 5
@@ -149,9 +149,8 @@ class Database:
     def limit(self) -> str | None:
         """Return the statement_timeout that the call's deadline asks for, in ms; None when the role's is shorter.
 
-        It is sent with the statement, which costs about 70 µs more than the statement alone: nothing for a call
-        without deadline or with one beyond the role's limit, and for gathered reads, all of them together, a few
-        microseconds a call.
+        To send it along costs a statement about 60 µs, so that gathered reads pay 2 to 4 µs each: see
+        docs/decisions/0006-overload.md. Calls without a deadline, or with one beyond the role's limit, pay nothing.
         """
         left = deadline.remaining(self._statement_timeout)
         return None if left >= self._statement_timeout else str(max(_SHORTEST_LIMIT, int(left * 1000)))
@@ -239,7 +238,7 @@ class Database:
             with _rolled_back_on_error(connection):
                 with connection.pipeline():
                     connection.execute("BEGIN", binary=True)
-                    self._limit(connection)
+                    self._limit_statements(connection)
                     reply = mutation.reply(work(transaction))
                     if not mutation.validate_only:
                         tags = _tags(transaction.changes)
@@ -276,7 +275,7 @@ class Database:
         transaction = Transaction(connection)
         with _rolled_back_on_error(connection), connection.pipeline():
             connection.execute("BEGIN", binary=True)
-            self._limit(connection)
+            self._limit_statements(connection)
             results = work(transaction)
             replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
             tags = _tags(transaction.changes)
@@ -290,7 +289,7 @@ class Database:
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
         return _written(replies, tags, after)
 
-    def _limit(self, connection: Connection) -> None:
+    def _limit_statements(self, connection: Connection) -> None:
         """Limit the statements of the transaction that was begun; sent with what follows.
 
         COMMIT is not limited: PostgreSQL stops the clock of statement_timeout before it commits, and so before it waits
