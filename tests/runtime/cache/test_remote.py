@@ -266,7 +266,7 @@ def test_what_waits_for_a_hung_redis_is_bounded_and_the_rest_dropped(
     assert remote.dropped == 10
     assert remote._waiting.qsize() == module._MOST_WAITING
     let_go.set()
-    eventually(lambda: remote._waiting.empty())
+    eventually(remote._waiting.empty)
 
 
 def test_closing_ends_the_writer_whatever_waits(server: EmbeddedRedis) -> None:
