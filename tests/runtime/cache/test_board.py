@@ -239,6 +239,8 @@ def test_a_board_that_begins_anew_while_a_copy_is_looked_at_refuses_it(path: Pat
     class Places(tuple[int, ...]):
         """Places that are looked at when the board has just begun anew: they are empty."""
 
+        __slots__ = ()
+
         def __iter__(self) -> Iterator[int]:
             begun(board, moment=5)
             return super().__iter__()
