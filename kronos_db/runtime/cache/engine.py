@@ -16,7 +16,7 @@ from kronos_db.runtime import deadline
 from kronos_db.runtime.cache.board import Board, Mark, now
 from kronos_db.runtime.cache.memory import Entry, Memory
 from kronos_db.runtime.cache.remote import Kept, Remote
-from kronos_db.runtime.errors import OverloadedError, UnavailableError
+from kronos_db.runtime.errors import KronosError
 from kronos_db.runtime.workers import Gatherer
 
 _NANO = 1_000_000_000
@@ -101,10 +101,21 @@ class Kind:
                 found[key] = entry.value
         self.hits += len(found)
         self.misses += len(missing)
-        return found | self._fill(missing) if missing else found
+        return found | self._fill_many(missing) if missing else found
+
+    def _fill_many(self, keys: Sequence[str]) -> Mapping[str, bytes]:
+        if not self.rules.exclusive:
+            return self._fill(keys)
+        # Through the gatherer: a call that may be set aside must not hold the turn of a key.
+        values = {key: self._gatherer.get(key) for key in keys}
+        return {key: value for key, value in values.items() if value is not None}
 
     def _is_current(self, entry: Entry, at: int) -> bool:
         return at < entry.until and self._board.is_current(entry.mark, entry.places, at)
+
+    def _is_refreshing(self, key: str) -> bool:
+        entry = self._shelf.get(key)
+        return entry is not None and entry.refreshing
 
     def _is_chosen(self, entry: Entry, at: int) -> bool:
         """Tell whether this caller reads the value anew before it ends (XFetch, Vattani et al., VLDB 2015)."""
@@ -116,14 +127,18 @@ class Kind:
     def _refreshed(self, key: str, entry: Entry) -> bytes | None:
         try:
             return self._gatherer.get(key)
-        except (UnavailableError, OverloadedError):
-            # What we have is true still.
+        except KronosError:
+            # It may have ended while we waited.
+            if not self._is_current(entry, now()):
+                raise
             return entry.value
 
     def _fill(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Return the values of `keys` from Redis or by reading them, and keep them."""
         mark = self._board.mark()
-        found = self._from_remote(keys, mark) if mark is not None else {}
+        # Who reads a copy anew before its end would find the same one in Redis.
+        asked = [key for key in keys if not self._is_refreshing(key)]
+        found = self._from_remote(asked, mark) if mark is not None and asked else {}
         missing = [key for key in keys if key not in found]
         return found | self._read(missing, mark) if missing else found
 
@@ -188,23 +203,35 @@ class Kind:
 
     def _after_others(self, key: str) -> bytes | None:
         entry = self._shelf.get(key)
-        if entry is not None and not entry.refreshing and self._is_current(entry, now()):
-            return entry.value
+        kept = entry if entry is not None and self._is_current(entry, now()) else None
+        if kept is not None and not kept.refreshing:
+            return kept.value
         if self._remote is None:
-            return self._fill([key]).get(key)
-        give_up = time.monotonic() + deadline.remaining(_FILLING)
+            return self._read([key], self._board.mark()).get(key)
         lock = f"{self._name(key)}:filling"
-        while (token := self._remote.lock(lock, _FILLING)) is None and time.monotonic() < give_up:
-            time.sleep(_LOOK)
-            mark = self._board.mark()
-            if mark is not None and (found := self._from_remote([key], mark)):
-                return found[key]
+        token = self._remote.lock(lock, _FILLING)
+        if kept is not None and token is None:
+            # Another process reads it anew, and what we have is true still.
+            return kept.value
+        return self._read_locked(key, self._remote, lock, token, anew=kept is not None)
+
+    def _read_locked(self, key: str, remote: Remote, lock: str, token: str | None, *, anew: bool) -> bytes | None:
+        """Read `key` as soon as nobody else does; unless `anew`, what others have put into Redis meanwhile will do."""
+        give_up = time.monotonic() + deadline.remaining(_FILLING)
         try:
+            while not anew:
+                mark = self._board.mark()
+                if mark is not None and (found := self._from_remote([key], mark)):
+                    return found[key]
+                if token is not None or time.monotonic() >= give_up:
+                    break
+                time.sleep(_LOOK)
+                token = remote.lock(lock, _FILLING)
             # Others wait for it: it is in Redis before the lock is opened.
             return self._read([key], self._board.mark(), soon=False).get(key)
         finally:
             if token is not None:
-                self._remote.unlock(lock, token)
+                remote.unlock(lock, token)
 
     def _name(self, key: str) -> str:
         """Return the name in Redis: one for each history of each database, so that none sees another's moments."""

@@ -25,6 +25,8 @@ _TIMEOUT = 0.1
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 # Batches of values that wait to be written; more are dropped.
 _MOST_WAITING = 256
+# Values that are written in one go, unless one batch has more.
+_MOST_AT_ONCE = 256
 _MAC = 16
 # Moment, end of life (milliseconds of Unix time), number of places.
 _HEAD = struct.Struct(">QQH")
@@ -53,9 +55,11 @@ class Remote:
             url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT, max_connections=64
         )
         self._release: Any = self._redis.register_script(_RELEASE)
+        self._lock = threading.Lock()
         self._pause = _FIRST_PAUSE
         self._away_until = 0.0
-        self._waiting: Queue[Mapping[str, Kept] | None] = Queue(_MOST_WAITING)
+        self._stopped = False
+        self._waiting: Queue[Mapping[str, Kept]] = Queue(_MOST_WAITING)
         self._writer = threading.Thread(target=self._write, name="redis writer", daemon=True)
         self._writer.start()
         self.failures = 0
@@ -67,7 +71,7 @@ class Remote:
         return time.monotonic() < self._away_until
 
     def get(self, names: Sequence[str]) -> dict[str, Kept]:
-        """Return what is kept under `names` and is whole; nothing when Redis does not answer."""
+        """Return what is kept under `names`, one at least, and is whole; nothing when Redis does not answer."""
         values = self._try(lambda: self._redis.mget(names)) or ()
         found = {}
         for name, value in zip(names, values, strict=False):
@@ -109,25 +113,21 @@ class Remote:
 
     def close(self) -> None:
         """Let go of Redis."""
-        try:
-            self._waiting.put_nowait(None)
-        except Full:
-            self._waiting.get_nowait()
-            self._waiting.put_nowait(None)
+        self._stopped = True
+        # It wakes the writer; when others wait in the queue it is awake.
+        self.put_soon({})
         self._writer.join(2 * _TIMEOUT)
         self._redis.close()
 
     def _write(self) -> None:
-        while (values := self._waiting.get()) is not None:
-            gathered = dict(values)
-            try:
-                while len(gathered) < _MOST_WAITING and (more := self._waiting.get_nowait()) is not None:
-                    gathered.update(more)
-            except Empty:
-                more = values
+        while not self._stopped:
+            gathered = dict(self._waiting.get())
+            while len(gathered) < _MOST_AT_ONCE:
+                try:
+                    gathered.update(self._waiting.get_nowait())
+                except Empty:
+                    break
             self.put(gathered)
-            if more is None:
-                return
 
     def _try(self, call: Callable[[], Any]) -> Any:
         """Return what `call` returns, None when Redis is away."""
@@ -137,12 +137,19 @@ class Remote:
             result = call()
         except redis.RedisError as error:
             self.failures += 1
-            self._away_until = time.monotonic() + self._pause
-            _log.warning("Redis does not answer", reason=type(error).__name__, again_in=self._pause)
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            self._leave_alone(error)
             return None
         self._pause = _FIRST_PAUSE
         return result
+
+    def _leave_alone(self, error: redis.RedisError) -> None:
+        with self._lock:
+            if self.is_away:
+                # Calls that fail together are one failure.
+                return
+            self._away_until = time.monotonic() + self._pause
+            _log.warning("Redis does not answer", reason=type(error).__name__, again_in=self._pause)
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     def _closed(self, name: str, kept: Kept) -> bytes:
         head = _HEAD.pack(kept.moment, kept.until, len(kept.places))
