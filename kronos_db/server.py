@@ -227,6 +227,10 @@ class Server:
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.max_pings_without_data", 0),
+                # Calls that arrive faster than they are let in wait. Beyond 1,000 gRPC would cancel some of them at
+                # random, as when all watchers of a process that ended come at once.
+                ("grpc.server.max_pending_requests", settings.max_concurrent_calls),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_concurrent_calls),
             ],
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )
