@@ -239,6 +239,8 @@ def test_a_process_that_ends_says_so_and_does_not_wait_for_its_watchers(
     fresh_serving: Serving, watch: Callable[..., Any]
 ) -> None:
     streams = [watch(on=fresh_serving) for _ in range(20)]
+    for stream in streams:
+        next(stream)
     user = create(fresh_serving.users())
     tokens = {next(message for message in stream if message.HasField("change")).resume_token for stream in streams}
     began = time.monotonic()
