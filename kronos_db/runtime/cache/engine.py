@@ -103,7 +103,7 @@ class Kind:
         self.misses += len(missing)
         return found | self._fill_many(missing) if missing else found
 
-    def _fill_many(self, keys: Sequence[str]) -> Mapping[str, bytes]:
+    def _fill_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         if not self.rules.exclusive:
             return self._fill(keys)
         # Through the gatherer: a call that may be set aside must not hold the turn of a key.

@@ -270,7 +270,7 @@ def test_what_it_is_true_for_counts_from_before_the_reading(source: Source, boar
 
 @pytest.mark.parametrize("apart", [-0.9, 0.0, 0.9])
 def test_a_copy_from_redis_ends_no_later_where_clocks_are_apart(
-    source: Source, board: Board, clock: Clock, process: Process, raw: Any, apart: float
+    source: Source, board: Board, *, clock: Clock, process: Process, raw: Any, apart: float
 ) -> None:
     one, other = process(board), process(board)
     source.valid_for = 60.0
@@ -367,7 +367,7 @@ def test_who_fails_to_read_anew_answers_from_the_copy(
 
 @pytest.mark.parametrize("ended_by", ["time", "change", "lease"])
 def test_who_fails_to_read_anew_does_not_answer_from_a_copy_that_ended_meanwhile(
-    source: Source, board: Board, expensive: Kind, clock: Clock, monkeypatch: pytest.MonkeyPatch, ended_by: str
+    source: Source, board: Board, *, expensive: Kind, clock: Clock, monkeypatch: pytest.MonkeyPatch, ended_by: str
 ) -> None:
     chance(monkeypatch, 1 - 1e-9)
 
@@ -389,6 +389,7 @@ def test_who_fails_to_read_anew_does_not_answer_from_a_copy_that_ended_meanwhile
 def test_reading_anew_does_not_find_the_same_copy_in_redis(
     source: Source,
     board: Board,
+    *,
     clock: Clock,
     process: Process,
     raw: Any,
@@ -501,7 +502,7 @@ def test_a_redis_rolled_back_never_gives_an_old_answer(source: Source, process: 
     source.values["b"] = b"unchanged"
     process(ours).get_many(["a", "b"])
     in_redis(raw, 2)
-    dump = {name: raw.dump(name) for name in raw.keys()}
+    dump = {name: raw.dump(name) for name in raw.scan_iter()}
     source.write("a", b"new", ours, theirs)
     process(ours).get("a")
     for board in (ours, theirs):
