@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -84,14 +84,15 @@ def resume(server: EmbeddedRedis) -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
+    "make",
     [
-        {"a": kept()},
-        {"a": kept(b""), "b": Kept(b"\x00" * 70_000, (1 << 63) + 1, (), kept().until)},
-        {str(number): Kept(bytes([number]), number, (number,) * number, kept().until) for number in range(1, 50)},
+        lambda until: {"a": Kept(b"value", 77, (16, 65_551), until)},
+        lambda until: {"a": Kept(b"", 77, (16,), until), "b": Kept(b"\x00" * 70_000, (1 << 63) + 1, (), until)},
+        lambda until: {str(n): Kept(bytes([n]), n, (n,) * n, until) for n in range(1, 50)},
     ],
 )
-def test_what_is_kept_is_found(remote: Remote, values: dict[str, Kept]) -> None:
+def test_what_is_kept_is_found(remote: Remote, make: Callable[[int], dict[str, Kept]]) -> None:
+    values = make(kept().until)
     remote.put(values)
     assert remote.get([*values, "another"]) == values
 
