@@ -42,7 +42,7 @@ from kronos_db.runtime.workers import Workers
 SLOW = "kronos.slow.v1.SlowService/Work"
 PEACEFUL = "kronos.peaceful.v1.PeacefulService/Work"
 # Seconds that a call of the slow domain waits, as for its database.
-SLOW_SECONDS = 0.04
+SLOW_SECONDS = 0.08
 _SETTINGS = Settings()
 # Calls a second that the slow domain can answer.
 CAPACITY = _SETTINGS.worker_threads / SLOW_SECONDS
