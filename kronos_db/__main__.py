@@ -40,6 +40,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m kronos_db", description=__doc__)
     inner = parser.add_argument_group("given by a supervisor to its processes")
     inner.add_argument("--slot", type=int, help="place among the processes that share a port")
+    inner.add_argument("--slots", type=int, help="how many these are")
     inner.add_argument("--status", type=int, help="file descriptor that is told when this process serves")
     inner.add_argument(
         "--shared", type=Path, help="folder of all these processes: values of counters, boards of copies"
@@ -62,7 +63,7 @@ def _serve_in(given: argparse.Namespace, settings: Settings) -> int:
             json.dump({"ops": serving.ops_address}, status)
             status.write("\n")
 
-    return fleet.run(settings, fleet.Place(given.slot, given.shared), tell)
+    return fleet.run(settings, fleet.Place(given.slot, given.slots, given.shared), tell)
 
 
 if __name__ == "__main__":

@@ -46,9 +46,10 @@ class ProcessRefusedError(KronosError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process stands among others: its slot, None on a port of its own, and the folder that all share."""
+    """Where a process stands among others: its slot of so many, None on a port of its own, and their common folder."""
 
     slot: int | None
+    slots: int
     shared: Path
 
 
@@ -123,7 +124,7 @@ def _built(settings: Settings, place: Place | None) -> Serving:
     # Only here: a supervisor has no use for gRPC.
     from kronos_db.server import Server  # noqa: PLC0415
 
-    return Server(settings) if place is None else Server(settings, place.slot, place.shared)
+    return Server(settings) if place is None else Server(settings, place.slot, place.slots, place.shared)
 
 
 class Fleet:
@@ -196,8 +197,8 @@ class Fleet:
         return Supervisor(self._count, self._command, environment, patience)
 
     def _command(self, slot: int, status: int) -> list[str]:
-        place = ["--slot", str(slot), "--status", str(status), "--shared", self._shared.name]
-        return [sys.executable, "-m", "kronos_db", *place]
+        place = ["--slot", str(slot), "--slots", str(self._count)]
+        return [sys.executable, "-m", "kronos_db", *place, "--status", str(status), "--shared", self._shared.name]
 
 
 def _shortfall(slot: Slot) -> str | None:

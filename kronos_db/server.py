@@ -81,11 +81,11 @@ class Server:
     """One serving process: gRPC, ops port and the domains behind them.
 
     `start` returns when calls are answered, and waits for PostgreSQL and for pending migrations until then; meanwhile
-    the ops port tells what is missing. `slot` is its place among processes that share a port, None when it is alone;
+    the ops port tells what is missing. `slot` is its place among the `slots` that share a port, None when it is alone;
     `shared` is their common folder.
     """
 
-    def __init__(self, settings: Settings, slot: int | None = None, shared: Path | None = None) -> None:
+    def __init__(self, settings: Settings, slot: int | None = None, slots: int = 1, shared: Path | None = None) -> None:
         self._settings = settings
         self._slot = slot
         self._shared = shared
@@ -94,7 +94,7 @@ class Server:
         # A check may wait for a connection, and is to say so itself.
         self.readiness = Readiness(timeout=settings.pool_timeout + 1.0)
         self._databases = {domain: open_database(settings, domain) for domain in SERVED}
-        self._core = OneCore(slot)
+        self._core = OneCore(slot, slots)
         self._workers = Workers(
             settings.worker_threads, settings.compute_threads, _MOST_STREAMS, on_compute=self._core.release
         )

@@ -27,21 +27,25 @@ _log = structlog.get_logger(__name__)
 
 
 class OneCore:
-    """The core of this process. Threads that need no interpreter lock for most of their work are freed by `release`."""
+    """The core of this process, which has `slot` among the `slots` of a supervisor, or is alone.
 
-    def __init__(self, slot: int | None = None) -> None:
+    Threads that need no interpreter lock for most of their work are freed by `release`.
+    """
+
+    def __init__(self, slot: int | None = None, slots: int = 1) -> None:
         self._all = os.sched_getaffinity(0)
         self._released: set[int] = set()
         self._stopped = threading.Event()
         cores = sorted(self._all)
-        # Processes of one supervisor begin on different cores.
-        self._core = random.choice(cores) if slot is None else cores[slot % len(cores)]
+        # Processes of one supervisor share the cores out: two that flee from each other would meet again and again.
+        self._own = cores if slot is None else cores[slot::slots] or [cores[slot % len(cores)]]
+        self._core = random.choice(self._own)
         self._thread = threading.Thread(target=self._follow, name="affinity", daemon=True)
 
     def start(self) -> None:
         """Gather the threads on one core; those that they start will be there too."""
         self._pin()
-        if len(self._all) > 1:
+        if len(self._own) > 1:
             self._thread.start()
 
     def stop(self) -> None:
@@ -59,8 +63,7 @@ class OneCore:
             ran_before, waited_before = ran, waited
             ran, waited = self._times()
             if is_crowded((ran - ran_before) / _INTERVAL, (waited - waited_before) / _INTERVAL):
-                others = sorted(self._all - {self._core})
-                self._core = random.choice(others)
+                self._core = random.choice([core for core in self._own if core != self._core])
                 self._pin()
                 _log.info("moved to another core", core=self._core)
 

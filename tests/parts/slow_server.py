@@ -87,7 +87,7 @@ def main() -> None:
             _slowly(kind, name, chance)
     if arguments.fault:
         FAULTS[arguments.fault]()
-    place = fleet.Place(None, arguments.shared)
+    place = fleet.Place(None, 1, arguments.shared)
     fleet.run(load(), place, lambda serving: print(serving.grpc_address, flush=True))
 
 

@@ -28,7 +28,7 @@ PROGRAM = """
 import os, threading
 from kronos_db.runtime.affinity import OneCore
 everywhere = os.sched_getaffinity(0)
-core = OneCore(slot=1)
+core = OneCore(slot=1, slots=len(everywhere))
 stop, ids = threading.Event(), []
 def work(release):
     if release:
