@@ -3,11 +3,12 @@
     python -m benchmarks.two_domains
 
 Prints its address and the bearer token that it takes, and serves until standard input closes. Both domains stand
-behind the whole chain of interceptors, with the server's own limits.
+behind the whole chain of interceptors, with the server's own settings but for the length of their queues.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 import time
@@ -44,6 +45,8 @@ PEACEFUL = "kronos.peaceful.v1.PeacefulService/Work"
 # Seconds that a call of the slow domain waits, as for its database.
 SLOW_SECONDS = 0.08
 _SETTINGS = Settings()
+# So that the queue of a flood is served within a second or two after it.
+_LIMIT = 64
 # Calls a second that the slow domain can answer.
 CAPACITY = _SETTINGS.worker_threads / SLOW_SECONDS
 
@@ -67,7 +70,7 @@ def _work_slowly(request: Any, _call: Any) -> Any:
 def _chain(token: str, masters: FileMasterKeys, workers: Workers) -> Chain:
     metrics = RpcMetrics(CollectorRegistry())
     policy = Policy({hash_token(token, masters): "caller"}, {}, {"caller": frozenset({SLOW, PEACEFUL})})
-    limits = Limits(calls=_SETTINGS.domain_concurrent_calls, minimum=_SETTINGS.minimum_deadline)
+    limits = Limits(calls=_LIMIT, minimum=_SETTINGS.minimum_deadline)
     return Chain(
         {
             "access_log": AccessLog(lambda *_, **__: lambda **_: None),
@@ -98,6 +101,9 @@ def main() -> None:
     register(server, {method: chain.compose(method, handler) for method, handler in handlers.items()})
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
+    # As a serving process does.
+    gc.collect()
+    gc.freeze()
     print(f"127.0.0.1:{port}", token, flush=True)
     sys.stdin.read()
     server.stop(0).wait()

@@ -213,7 +213,11 @@ class _Arrived:
 
     def __call__(self, request: Any, _context: grpc.ServicerContext, *send: Callable[[Any], None]) -> Any:
         if self.refusal is not None:
-            raise self.refusal
+            try:
+                raise self.refusal
+            finally:
+                # Its traceback knows this frame: together they would wait for the collector, and floods make many.
+                self.refusal = None
         return self._run(self, request, *send)
 
     @property
@@ -232,7 +236,11 @@ class _Arrived:
                 end(self.call, error)
             except Exception as raised:  # noqa: BLE001  # seen by the next guard, and returned
                 error = raised
-        return error
+        try:
+            return error
+        finally:
+            # Its traceback knows this frame, as above.
+            del error
 
 
 def _run_unary(handler: Handler) -> Run:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -336,6 +339,42 @@ def test_a_foreign_handler_gets_the_context_of_grpc_and_its_code_is_counted(prob
     assert probe.lines[-1]["code"] == "NOT_FOUND"
 
 
+def test_a_refusal_leaves_nothing_for_the_collector(probe: ProbeServer) -> None:
+    """A flood makes thousands a second, and a collection stops all threads for milliseconds."""
+    method = Method(descriptor_pool.Default().FindMethodByName(f"{SERVICE}.Unary"))
+    refusing = _Refusing()
+    chain = Chain({**probe.chain.interceptors, "authentication": refusing})
+    handler = chain.compose(method, grpc.unary_unary_rpc_method_handler(lambda request, _call: request))
+    assert handler.unary_unary is not None
+    gc.disable()
+    try:
+        with suppress(ConnectionAbortedError):
+            handler.unary_unary(b"", _Context())
+        assert refusing.seen is not None
+        assert refusing.seen() is None
+    finally:
+        gc.enable()
+
+
+class _Refusing:
+    """Refuses every call, and knows whether that is forgotten."""
+
+    seen: weakref.ref[Exception] | None = None
+
+    def begin(self, _method: Method) -> Any:
+        def begin(_call: Call) -> None:
+            error = TeapotError(metadata={"vessel": "pot"})
+            self.seen = weakref.ref(error)
+            try:
+                raise error
+            finally:
+                del error
+
+        return begin
+
+    def end(self, _method: Method) -> None: ...
+
+
 class _Nobody:
     def begin(self, _method: Method) -> None: ...
 
@@ -362,6 +401,12 @@ class _Context:
 
     def code(self) -> Any:
         return self._code
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+    def abort_with_status(self, _status: object) -> None:
+        raise ConnectionAbortedError
 
 
 def test_handlers_outside_of_the_chain_say_so() -> None:
