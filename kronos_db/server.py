@@ -45,6 +45,7 @@ from kronos_db.runtime.interceptors.policy import Policy, load_policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.background import watch_background
+from kronos_db.runtime.ops.copies import watch_cache
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
@@ -256,6 +257,7 @@ class Server:
             remote = Remote(url.get_secret_value(), ring.subkey("cache")) if url else None
             self._remotes += [remote] if remote else []
             caches[domain] = Cache(self._coherence[domain].board, memory, remote)
+        watch_cache(self.registry, caches)
         return caches
 
     def _policy(self) -> Policy:

@@ -17,10 +17,15 @@ from kronos.options.v1 import options_pb2
 from prometheus_client import CollectorRegistry
 
 from kronos_db import cli, config, server
+from kronos_db.runtime.cache.board import Board
+from kronos_db.runtime.cache.engine import Cache, Rules
+from kronos_db.runtime.cache.memory import Memory
+from kronos_db.runtime.cache.remote import Remote
 from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.errors import ERROR_DOMAIN, UNKNOWN
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.background import watch_background
+from kronos_db.runtime.ops.copies import watch_cache
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +95,9 @@ def metrics_page() -> str:
         domain="example", name="example", success_time=0.0, holds=True, on_end=lambda _listener: None
     )
     watch_background(registry, [work], OUTCOMES)
+    cache = Cache(Board(), Memory(0), Remote("redis://localhost", b"example"))
+    cache.kind(Rules("example"), lambda _keys: {})
+    watch_cache(registry, {"example": cache})
     # Those of the interpreter and the process stand after the server's own.
     families = sorted(_families(registry), key=lambda row: (row[0].startswith(("`process_", "`python_")), row[0]))
     return f"""# Metrics
@@ -97,8 +105,8 @@ def metrics_page() -> str:
 `GET /metrics` of the ops port (`KRONOS_DB_OPS_LISTEN`) gives the metrics of the serving process in the Prometheus text
 format, or in OpenMetrics when asked for. [operations.md](operations.md#metrics-to-watch) says which to alert on.
 
-Labels are bounded: services and methods are those of the contract, `grpc_code` is a canonical code, `domain` and `part`
-names of the server's own. A series of every method exists from the start.
+Labels are bounded: services and methods are those of the contract, `grpc_code` is a canonical code, `domain`, `kind`
+and `part` names of the server's own. A series of every method exists from the start.
 
 {table(("Metric", "Type", "Labels", "Meaning"), families)}"""
 

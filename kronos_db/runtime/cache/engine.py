@@ -245,12 +245,12 @@ class Cache:
 
     def __init__(self, board: Board, memory: Memory, remote: Remote | None) -> None:
         self.kinds: list[Kind] = []
-        self._board = board
-        self._memory = memory
-        self._remote = remote
+        self.board = board
+        self.memory = memory
+        self.remote = remote
 
     def kind(self, rules: Rules, load: Load) -> Kind:
         """Return a new kind of copies."""
-        made = Kind(rules, load, self._board, self._memory, self._remote)
+        made = Kind(rules, load, self.board, self.memory, self.remote)
         self.kinds.append(made)
         return made

@@ -176,6 +176,16 @@ def test_many_are_read_in_one_go_where_they_are_missing(source: Source, board: B
 
 
 @pytest.mark.parametrize("many", [True, False])
+def test_what_is_asked_for_stays_when_others_give_way(source: Source, board: Board, many: bool) -> None:
+    kind = Cache(board, Memory(3_000), None).kind(Rules("kind"), source.load)
+    source.values |= {f"{number}": b"other" for number in range(20)}
+    for number in range(20):
+        kind.get_many(["a"]) if many else kind.get("a")
+        kind.get(f"{number}")
+    assert source.loads.count(["a"]) == 1
+
+
+@pytest.mark.parametrize("many", [True, False])
 def test_what_changed_while_it_was_read_is_never_answered_again(source: Source, board: Board, many: bool) -> None:
     kind = kind_of(source, board)
     source.after = lambda: source.write("a", b"new", board)
@@ -544,7 +554,13 @@ def test_fifty_threads_of_two_processes_read_once(
         process(board, exclusive=True) if redis_there else kind_of(source, board, exclusive=True) for board in boards
     ]
     arrived = threading.Semaphore(0)
-    source.before = lambda: [arrived.acquire(timeout=LIMIT) for _ in range(50)]
+
+    def when_all_have_asked() -> None:
+        source.before = int
+        for _ in range(50):
+            assert arrived.acquire(timeout=LIMIT)
+
+    source.before = when_all_have_asked
 
     def ask(number: int) -> bytes | None:
         arrived.release()
@@ -595,6 +611,17 @@ def test_another_takes_over_from_a_filler_that_was_killed(
     assert other.get("a") == b"old"
     assert 0.25 < time.monotonic() - started < LIMIT
     assert killed.get("a") == b"old"
+    assert source.loads == [["a"]]
+
+
+def test_who_waits_too_long_for_a_filler_reads_for_itself(
+    source: Source, board: Board, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FILLING", 0.05)
+    slow, other = process(board, exclusive=True), process(board, exclusive=True)
+    assert slow._remote is not None
+    assert slow._remote.lock(f"{slow._name('a')}:filling", 60.0) is not None
+    assert other.get("a") == b"old"
     assert source.loads == [["a"]]
 
 
