@@ -510,17 +510,17 @@ def test_what_was_read_before_a_new_history_is_not_kept_under_its_name(
 def test_a_redis_rolled_back_never_gives_an_old_answer(source: Source, process: Process, raw: Any) -> None:
     ours, theirs = begun(source, Board()), begun(source, Board())
     source.values["b"] = b"unchanged"
-    process(ours).get_many(["a", "b"])
-    in_redis(raw, 2)
+    # Exclusive: what is read is in Redis before it is answered, and nothing is written later.
+    process(ours, exclusive=True).get_many(["a", "b"])
     dump = {name: raw.dump(name) for name in raw.scan_iter()}
     source.write("a", b"new", ours, theirs)
-    process(ours).get("a")
+    process(ours, exclusive=True).get("a")
     for board in (ours, theirs):
         raw.flushall()
-        assert process(board).get("a") == b"new", "wiped"
+        assert process(board, exclusive=True).get("a") == b"new", "wiped"
         for name, value in dump.items():
             raw.restore(name, 0, value, replace=True)
-        late = process(board)
+        late = process(board, exclusive=True)
         assert late.get_many(["a", "b"]) == {"a": b"new", "b": b"unchanged"}, "rolled back"
         assert late.remote_hits == 1, "what did not change since may be used"
 
