@@ -119,7 +119,8 @@ class Coherence:
         instant = self._holders.enter()
         timeline = int(instant.timeline, 16)
         position = Position(instant.snapshot)
-        epoch = self.board.begin(moment(instant.snapshot), _number(instant.identity), timeline)
+        identity = _number(f"{instant.identity} {instant.started}")
+        epoch = self.board.begin(moment(instant.snapshot), identity, timeline)
         while self._holders.beat(position, instant.timeline):
             if not self.board.extend(epoch, begun + int(LEASE * _NANO)):
                 return

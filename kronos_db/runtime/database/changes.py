@@ -85,11 +85,15 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """A settled snapshot and the history that it is of: cluster and database, and the timeline of the cluster."""
+    """A settled snapshot and the history that it is of: cluster and database, and the timeline of the cluster.
+
+    `started` is when the server was started: a volume that was set back to an earlier state shows there alone.
+    """
 
     snapshot: str
     identity: str
     timeline: str
+    started: str
 
 
 def settled(snapshot: str, newest: int) -> str:

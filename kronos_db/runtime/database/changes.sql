@@ -26,8 +26,9 @@ FROM unnest(%(kinds)s::text[], %(record_ids)s::text[], %(bodies)s::jsonb[])
 SELECT pg_current_snapshot()::text, {newest}, {timeline}, EXISTS (SELECT FROM {schema}.copy_holder WHERE id <> %(holder)s::uuid);
 
 -- name: now
--- The snapshot now, its newest change, and its history: the cluster, the database in it, and the timeline.
-SELECT pg_current_snapshot()::text, {newest}, {identity}, {timeline};
+-- The snapshot now, its newest change, and its history: the cluster, the database in it, the timeline, and since when
+-- the server runs.
+SELECT pg_current_snapshot()::text, {newest}, {identity}, {timeline}, pg_postmaster_start_time()::text;
 
 -- name: notify
 -- Wakes those who listen for changes. They read them from the log, so this need not survive a crash.

@@ -213,8 +213,8 @@ class Database:
 
     def instant(self) -> Instant:
         """Return the snapshot now, and the history that it is of."""
-        snapshot, newest, identity, timeline = self.fetch_all(self._log.queries["now"], {}, lambda *row: row)[0]
-        return Instant(settled(snapshot, newest), identity, timeline)
+        snapshot, newest, *history = self.fetch_all(self._log.queries["now"], {}, lambda *row: row)[0]
+        return Instant(settled(snapshot, newest), *history)
 
     def position(self) -> Position:
         """Return the position of who has seen every change up to now."""

@@ -23,6 +23,8 @@ class Holders:
 
     def __init__(self, database: Database, own: UUID) -> None:
         self.own = own
+        # The last beat that we know of.
+        self._beat = 0
         self._database = database
         self._queries = load_queries(Path(__file__).with_name("holders.sql"), database.domain)
 
@@ -31,7 +33,7 @@ class Holders:
 
         Only what is read after this returned may be kept: a write that did not see this holder was committed before.
         """
-        self._database.execute(self._queries["enter"], {"id": self.own})
+        self._beat = self._database.fetch_all(self._queries["enter"], {"id": self.own}, int)[0]
         return self._database.instant()
 
     def beat(self, position: Position, timeline: str) -> bool:
@@ -40,15 +42,17 @@ class Holders:
         False when it was counted out, or the database goes on in another timeline than `timeline`.
         """
         params = {"id": self.own, "applied": moment(position.seen), "timeline": timeline}
-        return self._database.execute(self._queries["beat"], params) == 1
+        beats = self._database.fetch_all(self._queries["beat"], params, int)
+        self._beat = beats[0] if beats else 0
+        return bool(beats)
 
     def changes(self, position: Position) -> Page:
         """Return what became visible since `position`. Raises PositionLostError."""
         return self._database.changes_since(position, _PAGE)
 
     def leave(self) -> None:
-        """End keeping copies: nobody waits for this holder any more."""
-        self._database.execute(self._queries["leave"], {"id": self.own})
+        """End keeping copies: nobody waits for this holder any more, unless it has been entered anew."""
+        self.expel(self.own, self._beat)
 
     def behind(self, at: int) -> dict[UUID, int]:
         """Return the other holders that have not applied everything up to the moment `at`, with their beats."""

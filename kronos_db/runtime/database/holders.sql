@@ -3,21 +3,20 @@
 left(pg_walfile_name(pg_current_wal_lsn()), 8)
 
 -- name: enter
--- Begins to keep copies, or begins anew.
+-- Begins to keep copies, or begins anew. The beat grows from the time in microseconds, so that nobody who means an
+-- earlier entry of this holder hits a later one.
 INSERT INTO {schema}.copy_holder (id, beat, timeline, applied)
-VALUES (%(id)s::uuid, 1, {timeline}, 0)
-ON CONFLICT (id) DO UPDATE SET beat = copy_holder.beat + 1, timeline = EXCLUDED.timeline, applied = 0;
+VALUES (%(id)s::uuid, extract(epoch FROM clock_timestamp()) * 1000000, {timeline}, 0)
+ON CONFLICT (id) DO UPDATE
+SET beat = GREATEST(copy_holder.beat + 1, EXCLUDED.beat), timeline = EXCLUDED.timeline, applied = 0
+RETURNING beat;
 
 -- name: beat
 -- Says that a holder lives, and up to which moment it has dropped what was changed: of the timeline that it follows.
 UPDATE {schema}.copy_holder
 SET beat = beat + 1, applied = %(applied)s
-WHERE id = %(id)s::uuid AND timeline = %(timeline)s AND timeline = {timeline};
-
--- name: leave
--- Ends keeping copies.
-DELETE FROM {schema}.copy_holder
-WHERE id = %(id)s::uuid;
+WHERE id = %(id)s::uuid AND timeline = %(timeline)s AND timeline = {timeline}
+RETURNING beat;
 
 -- name: behind
 -- The other holders that may still answer from copies of before a moment.
@@ -26,7 +25,7 @@ FROM {schema}.copy_holder
 WHERE id <> %(id)s::uuid AND (timeline <> {timeline} OR applied < %(moment)s);
 
 -- name: expel
--- Counts out a holder that has given no sign of life since it was at this beat.
+-- Counts out a holder that has given no sign of life since it was at this beat, or that ends.
 DELETE FROM {schema}.copy_holder
 WHERE id = %(id)s::uuid AND beat = %(beat)s;
 
