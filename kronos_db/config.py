@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     )
 
     cache_memory_bytes: int = Field(
-        32 * 1024 * 1024, ge=0, le=1 << 36, description="Copies of data in the memory of each process; 0 keeps none."
+        8 * 1024 * 1024, ge=0, le=1 << 36, description="Copies of data in the memory of each process; 0 keeps none."
     )
 
     master_key_file: Path | None = Field(None, description="File with the master keys, mode 0600. Required by `serve`.")
