@@ -29,6 +29,7 @@ from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
 from kronos_db.runtime.database.background import OUTCOMES
+from kronos_db.runtime.database.changes import channel
 from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.holders import Holders
 from kronos_db.runtime.database.upkeep import upkeep
@@ -242,9 +243,8 @@ class Server:
     def _keep_copies(self, domain: str) -> Coherence:
         board = Board(self._shared / f"{domain}.board" if self._shared else None)
         database = self._databases[domain]
-        channel = f"kronos_db_{domain}"
-        coherence = Coherence(domain, board, Holders(database, board.holder), channel)
-        self._feeds.listen(domain, channel, coherence.wake.set)
+        coherence = Coherence(domain, board, Holders(database, board.holder))
+        self._feeds.listen(domain, channel(domain, "copies"), coherence.wake.set)
         database.copies = coherence
         return coherence
 

@@ -14,6 +14,8 @@ import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
+from tests.parts.eventually import eventually
+from tests.parts.fleet import Fleet
 from tests.parts.pgbouncer import PgBouncer, version
 from tests.parts.serving import Serving
 
@@ -67,6 +69,18 @@ def fresh_serving(database: str, tmp_path: Path) -> Iterator[Serving]:
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture
+def fleet(database: str, tmp_path: Path) -> Iterator[Fleet]:
+    """A supervisor with two processes that all serve."""
+    running = Fleet(tmp_path, database)
+    running.start()
+    try:
+        eventually(running.is_ready, 30)
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.fixture(scope="session")

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import pytest
 from kronos.users.v1 import users_pb2 as pb
 from kronos.users.v1.users_pb2_grpc import UsersServiceStub
 
 from tests.parts.eventually import eventually
 from tests.parts.fleet import Fleet
-
-
-@pytest.fixture
-def fleet(database: str, tmp_path: Path) -> Iterator[Fleet]:
-    running = Fleet(tmp_path, database)
-    running.start()
-    try:
-        eventually(running.is_ready, 30)
-        yield running
-    finally:
-        running.stop()
 
 
 def call(fleet: Fleet) -> None:

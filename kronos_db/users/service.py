@@ -24,7 +24,6 @@ from kronos_db.runtime.interceptors.outlet import CallOutlet, pushes
 from kronos_db.runtime.paging import PageTokens, page_size
 from kronos_db.runtime.timestamps import from_timestamp, set_timestamp
 from kronos_db.users import model
-from kronos_db.users.model import KIND, Key
 from kronos_db.users.passwords import Passwords
 from kronos_db.users.store import UsersStore
 
@@ -65,8 +64,8 @@ class UsersService(UsersServiceServicer):
         self._page_tokens = page_tokens
         self._feed = feed
         # Users as messages on the wire, sealed: what goes into an answer, and what may be kept anywhere.
-        self._users: Mapping[Key, Kind] = {
-            key: cache.kind(Rules(f"users by {key}"), partial(self._load, key)) for key in get_args(Key)
+        self._users: Mapping[model.Key, Kind] = {
+            key: cache.kind(Rules(f"users by {key}"), partial(self._load, key)) for key in get_args(model.Key)
         }
         # Dear to read and the same for all who ask; any change of any user makes them old.
         self._pages = cache.kind(Rules("pages of users", lifetime=60.0, remote=True), self._load_pages)
@@ -184,16 +183,17 @@ class UsersService(UsersServiceServicer):
         ids = frozenset(user_id.lower() for user_id in request.user_ids)
         self._feed.watch(outlet, request.resume_token, Wanted(frozenset({model.KIND}), ids), _watched)
 
-    def _load(self, key: Key, values: Sequence[str]) -> Mapping[str, Loaded]:
+    def _load(self, key: model.Key, values: Sequence[str]) -> Mapping[str, Loaded]:
         """Read users for the cache: each depends on itself alone, under whichever name it was asked for."""
         users = self._store.get_many(key, values)
         return {
-            value: Loaded(_message(user).SerializeToString(), (tag(KIND, user.id),)) for value, user in users.items()
+            value: Loaded(_message(user).SerializeToString(), (tag(model.KIND, user.id),))
+            for value, user in users.items()
         }
 
     def _load_pages(self, keys: Sequence[str]) -> Mapping[str, Loaded]:
         pages = {key: self._page(pb.ListUsersRequest.FromString(_from_key(key))) for key in keys}
-        return {key: Loaded(page.SerializeToString(), (tag(KIND),)) for key, page in pages.items()}
+        return {key: Loaded(page.SerializeToString(), (tag(model.KIND),)) for key, page in pages.items()}
 
     def _page(self, request: pb.ListUsersRequest) -> pb.ListUsersResponse:
         size = page_size(request.page_size)
@@ -244,7 +244,7 @@ def _watched(noted: Noted | None, resume_token: str) -> pb.WatchUsersResponse:
     return response
 
 
-def _key(request: pb.GetUserRequest | pb.VerifyPasswordRequest) -> tuple[Key, str]:
+def _key(request: pb.GetUserRequest | pb.VerifyPasswordRequest) -> tuple[model.Key, str]:
     """Return by which of its names a user is asked for, in the form in which it is stored."""
     if request.HasField("id"):
         return "id", request.id.lower()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.e2e.conftest import NODE_PROJECT
 from tests.parts.eventually import eventually
@@ -18,17 +15,6 @@ KILLS = 3
 LIMIT = 30.0  # seconds
 # Between two kills; each is a line that a caller prints.
 ROUNDS = 100
-
-
-@pytest.fixture
-def fleet(database: str, tmp_path: Path) -> Iterator[Fleet]:
-    running = Fleet(tmp_path, database)
-    running.start()
-    try:
-        eventually(running.is_ready, LIMIT)
-        yield running
-    finally:
-        running.stop()
 
 
 def test_node_callers_do_not_notice_that_processes_are_killed(

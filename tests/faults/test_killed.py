@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
-from pathlib import Path
 
 import grpc
 import psycopg
-import pytest
 from kronos.users.v1 import users_pb2 as pb
 from kronos.users.v1.users_pb2_grpc import UsersServiceStub
 
@@ -91,17 +89,6 @@ def _wait_for_progress(callers: Sequence[Caller], jobs: Sequence[Future[object]]
         return all(caller.updates >= updates for caller, updates in zip(callers, enough, strict=True))
 
     eventually(lambda: reached() or any(job.done() for job in jobs), LIMIT)
-
-
-@pytest.fixture
-def fleet(database: str, tmp_path: Path) -> Iterator[Fleet]:
-    running = Fleet(tmp_path, database)
-    running.start()
-    try:
-        eventually(running.is_ready, LIMIT)
-        yield running
-    finally:
-        running.stop()
 
 
 def test_callers_do_not_notice_that_processes_are_killed(fleet: Fleet, database: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import pytest
@@ -52,14 +51,6 @@ class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
 
     def _ready(self, details):  # type: ignore[no-untyped-def]
         return details._replace(metadata=self._bearer, wait_for_ready=True)
-
-
-@pytest.fixture
-def fleet(database: str, tmp_path: Path) -> Iterator[Fleet]:
-    running = Fleet(tmp_path, database)
-    running.start()
-    yield running
-    running.stop()
 
 
 @pytest.fixture

@@ -39,14 +39,13 @@ _log = structlog.get_logger(__name__)
 class Coherence:
     """The copies of one domain in this process: what writes tell (`Copies` of `runtime.database`), and the keeper.
 
-    `channel` wakes up the keepers of other machines; `wake` does so here and is set by whoever listens.
+    `wake` is set by whoever listens when another machine waits for this one.
     """
 
-    def __init__(self, domain: str, board: Board, holders: Holders, channel: str) -> None:
+    def __init__(self, domain: str, board: Board, holders: Holders) -> None:
         self.board = board
         self.wake = threading.Event()
         self._holders = holders
-        self._channel = channel
         self._stopped = threading.Event()
         self._others: Gatherer[int, None] = Gatherer(self._await_others)
         self._thread = threading.Thread(target=self._run, name=f"copies {domain}", daemon=True)
@@ -91,7 +90,7 @@ class Coherence:
                     self._holders.expel(holder, beat)
             if time.monotonic() > give_up:
                 raise UnavailableError("another holder does not drop its copies", retry_after=1.0)
-            self._holders.call(self._channel)
+            self._holders.call()
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
         return {}

@@ -15,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from psycopg.types.json import Jsonb
 
 from kronos_db.runtime.database.queries import Query, load_queries
+
+About: TypeAlias = Literal["changes", "copies"]
 
 # Kept for those who watch and were away, in seconds.
 KEPT = 7 * 86_400.0
@@ -112,9 +114,12 @@ def tag(kind: str, record_id: str = "") -> str:
     return f"{kind}:{record_id}" if record_id else kind
 
 
-def channel(domain: str) -> str:
-    """Return the channel on which processes tell each other that a domain's log has grown."""
-    return f"kronos_{domain}_changes"
+def channel(domain: str, about: About = "changes") -> str:
+    """Return the channel on which processes tell each other that a domain's log has grown.
+
+    About `changes` those who watch are told, about `copies` those whom a write waits for.
+    """
+    return f"kronos_{domain}_{about}"
 
 
 def moment(snapshot: str) -> int:

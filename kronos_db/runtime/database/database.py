@@ -13,7 +13,17 @@ import psycopg
 import structlog
 
 from kronos_db.runtime import deadline
-from kronos_db.runtime.database.changes import Change, ChangeLog, Instant, Noted, Page, Position, channel, settled
+from kronos_db.runtime.database.changes import (
+    About,
+    Change,
+    ChangeLog,
+    Instant,
+    Noted,
+    Page,
+    Position,
+    channel,
+    settled,
+)
 from kronos_db.runtime.database.failures import Failure, classify, translate, violates
 from kronos_db.runtime.database.idempotency import PRIMARY_KEY, Idempotency, Mutation, Reply, Result
 from kronos_db.runtime.database.pool import Connection, Pool
@@ -221,9 +231,9 @@ class Database:
         instant = self.instant()
         return Position(instant.snapshot, history=f"{instant.identity}.{instant.timeline}")
 
-    def notify(self) -> None:
+    def notify(self, about: About = "changes") -> None:
         """Wake those who listen on the domain's channel."""
-        self.fetch_all(self._log.queries["notify"], {"channel": channel(self.domain)}, lambda *row: row)
+        self.fetch_all(self._log.queries["notify"], {"channel": channel(self.domain, about)}, lambda *row: row)
 
     def purge_changes(self, kept: float, limit: int = 1000) -> int:
         """Remove at most `limit` changes older than `kept` seconds; return how many that were."""

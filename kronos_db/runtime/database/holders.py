@@ -62,9 +62,9 @@ class Holders:
         """Count out a holder unless it gave a sign of life since `beat`."""
         self._database.execute(self._queries["expel"], {"id": holder, "beat": beat})
 
-    def call(self, channel: str) -> None:
-        """Wake up whoever listens on `channel`."""
-        self._database.fetch_all(self._queries["call"], {"channel": channel}, lambda _void: None)
+    def call(self) -> None:
+        """Wake up the keepers of the other holders."""
+        self._database.notify("copies")
 
 
 def _pair(holder: UUID, beat: int) -> tuple[UUID, int]:

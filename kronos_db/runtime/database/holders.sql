@@ -28,7 +28,3 @@ WHERE id <> %(id)s::uuid AND (timeline <> {timeline} OR applied < %(moment)s);
 -- Counts out a holder that has given no sign of life since it was at this beat, or that ends.
 DELETE FROM {schema}.copy_holder
 WHERE id = %(id)s::uuid AND beat = %(beat)s;
-
--- name: call
--- Wakes up those who listen.
-SELECT pg_notify(%(channel)s::text, '');

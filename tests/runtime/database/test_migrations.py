@@ -279,7 +279,7 @@ def test_the_role_reads_and_writes_its_rows(as_things: psycopg.Connection[Any]) 
         "INSERT INTO things.schema_migration VALUES ('mine', '')",
         "UPDATE things.schema_migration SET checksum = ''",
         "DELETE FROM things.schema_migration",
-        "COPY things.thing TO '/tmp/stolen'",
+        "COPY things.thing TO '/stolen'",
         "SELECT pg_read_file('/etc/passwd')",
         "SELECT * FROM pg_authid",
     ],
