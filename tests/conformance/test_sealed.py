@@ -16,6 +16,7 @@ from uuid import uuid4
 import grpc
 import psycopg
 import pytest
+import redis
 from kronos.users.v1 import users_pb2 as pb
 from kronos.users.v1.users_pb2_grpc import UsersServiceStub
 from psycopg.conninfo import conninfo_to_dict
@@ -23,6 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 from kronos_db import schemas
 from kronos_db.config import Settings
 from kronos_db.embedded.postgres import EmbeddedPostgres
+from kronos_db.embedded.redis import EmbeddedRedis
 from tests.conformance.needles import forms, found_in
 from tests.parts.eventually import eventually
 from tests.parts.refusal import refused
@@ -36,9 +38,10 @@ _LIMIT = 30.0
 class ServerProcess:
     """The server as it is run in production, in a process of its own, logging everything."""
 
-    def __init__(self, folder: Path, dsn: str) -> None:
+    def __init__(self, folder: Path, dsn: str, **changes: str) -> None:
         self.tokens: dict[str, str] = {}
         settings = {
+            **changes,
             "grpc_listen": "127.0.0.1:0",
             "ops_listen": "127.0.0.1:0",
             "postgres_dsn": dsn,
@@ -355,3 +358,21 @@ class TestMoved:
         sql("UPDATE users.users SET email = 'mallory@example.org' WHERE id = %s", user.id)
 
         assert refused(lambda: users.GetUser(pb.GetUserRequest(id=user.id))).reason == "SEALED_VALUE_INVALID"
+
+
+def test_no_sensitive_value_is_in_redis(database: str, tmp_path: Path, redis_server: EmbeddedRedis) -> None:
+    markers, control = Markers(), f"Control{uuid4().hex}"
+    process = ServerProcess(tmp_path, database, redis_url=redis_server.url)
+    try:
+        _exercise(process, markers, control)
+        with redis.Redis.from_url(redis_server.url) as client:
+
+            def kept() -> bytes:
+                names = list(client.scan_iter("kronos-db:*"))
+                return b"".join(value for value in client.mget(names) if value) if names else b""
+
+            # A page of users was kept: what is not sensitive of them can be read there.
+            eventually(lambda: control.encode() in kept(), _LIMIT)
+            assert found_in(kept(), markers.beginnings) == []
+    finally:
+        process.stop()
