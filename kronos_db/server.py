@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import structlog
@@ -20,20 +20,17 @@ from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, SettingsError
 from kronos_db.runtime.affinity import OneCore
-from kronos_db.runtime.cache.board import Board
-from kronos_db.runtime.cache.coherence import Coherence
+from kronos_db.runtime.cache.caches import Caches
 from kronos_db.runtime.cache.engine import Cache
-from kronos_db.runtime.cache.memory import Memory
-from kronos_db.runtime.cache.remote import Remote
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
 from kronos_db.runtime.database.background import OUTCOMES
-from kronos_db.runtime.database.changes import channel
 from kronos_db.runtime.database.data_keys import DataKeys
-from kronos_db.runtime.database.holders import Holders
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
+from kronos_db.runtime.feed.feed import Feed
 from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
@@ -43,15 +40,17 @@ from kronos_db.runtime.interceptors.errors import Errors
 from kronos_db.runtime.interceptors.metrics import Metrics
 from kronos_db.runtime.interceptors.overload import Limits, Overload
 from kronos_db.runtime.interceptors.policy import Policy, load_policy
+from kronos_db.runtime.interceptors.transport import ListenError, Transport, listen, read_credentials
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.background import watch_background
-from kronos_db.runtime.ops.copies import watch_cache
+from kronos_db.runtime.ops.copies import watch_cache, watch_redis
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
+from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
 from kronos_db.users.model import ERRORS as USERS_ERRORS
@@ -67,8 +66,6 @@ _log = structlog.get_logger(__name__)
 
 # Seconds between two looks at a database that is not ready yet.
 _POLL = 0.5
-# gRPC's own limit lies above ours, so that a message a little too large is refused with a reason.
-_TRANSPORT_MARGIN = 4
 # Streams of one domain that a process holds: those answered by callback cost memory alone while they are idle, and
 # those whose handlers wait for their caller, as reflection's do, a thread each.
 _MOST_PUSHES = 10_000
@@ -77,6 +74,17 @@ _MOST_STREAMS = 32
 
 class StartError(KronosError):
     """The server cannot start; the text is one sentence that says why."""
+
+
+class Parts(NamedTuple):
+    """What the runtime has for one domain: its service is built on them."""
+
+    database: Database
+    ring: KeyRing
+    cache: Cache
+    feed: Feed
+    page_tokens: PageTokens
+    redis: RedisServer | None
 
 
 class Server:
@@ -90,7 +98,6 @@ class Server:
     def __init__(self, settings: Settings, slot: int | None = None, slots: int = 1, shared: Path | None = None) -> None:
         self._settings = settings
         self._slot = slot
-        self._shared = shared
         self._masters = _masters(settings)
         self.registry: CollectorRegistry = new_registry()
         # A check may wait for a connection, and is to say so itself.
@@ -115,8 +122,10 @@ class Server:
         watch_background(self.registry, self._background, OUTCOMES)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
-        self._coherence = {domain: self._keep_copies(domain) for domain in SERVED}
-        self._remotes: list[Remote] = []
+        self._redis = _redis(settings)
+        if self._redis is not None:
+            watch_redis(self.registry, self._redis)
+        self._caches = Caches(self._databases, shared, self._feeds.listen)
         self._authentication: Authentication | None = None
         self._grpc: grpc.Server | None = None
         self.grpc_address = settings.grpc_listen
@@ -138,8 +147,7 @@ class Server:
         if not self._schemas_are_ready(stopped):
             return False
         self._grpc = self._build()
-        for coherence in self._coherence.values():
-            coherence.start()
+        self._caches.start()
         self._feeds.start()
         self._grpc.start()
         if self._settings.cpu_affinity == "one-core":
@@ -175,10 +183,9 @@ class Server:
         self._core.stop()
         for work in self._background:
             work.stop()
-        for coherence in self._coherence.values():
-            coherence.stop()
-        for remote in self._remotes:
-            remote.close()
+        self._caches.stop()
+        if self._redis is not None:
+            self._redis.close()
         self._feeds.stop()
         for database in self._databases.values():
             database.pool.close()
@@ -220,74 +227,41 @@ class Server:
                 "encryption": Encryption(rings, Marks(), settings.request_id_window),
             }
         )
-        server = grpc.server(
-            self._workers.as_executor(),
-            options=[
-                ("grpc.so_reuseport", 0 if self._slot is None else 1),
-                ("grpc.max_receive_message_length", settings.max_message_bytes * _TRANSPORT_MARGIN),
-                # Finds out about callers that are gone without a word, whose streams would stay for hours.
-                ("grpc.keepalive_time_ms", 60_000),
-                ("grpc.keepalive_timeout_ms", 20_000),
-                ("grpc.http2.max_pings_without_data", 0),
-                # Calls that arrive faster than they are let in wait. Beyond 1,000 gRPC would cancel some of them at
-                # random, as when all watchers of a process that ended come at once.
-                ("grpc.server.max_pending_requests", settings.max_concurrent_calls),
-                ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_concurrent_calls),
-            ],
-            maximum_concurrent_rpcs=settings.max_concurrent_calls,
-        )
+        transport = Transport(settings.max_message_bytes, settings.max_concurrent_calls, self._slot is not None)
+        server = transport.new_server(self._workers.as_executor())
         register(server, {method: chain.compose(method, handler) for method, handler in registrar.handlers.items()})
-        self._listen(server)
+        try:
+            self.grpc_address = listen(server, settings.grpc_listen, _credentials(settings))
+        except ListenError as error:
+            raise StartError(f"KRONOS_DB_GRPC_LISTEN: {error}") from error
         return server
-
-    def _keep_copies(self, domain: str) -> Coherence:
-        board = Board(self._shared / f"{domain}.board" if self._shared else None)
-        database = self._databases[domain]
-        coherence = Coherence(domain, board, Holders(database, board.holder))
-        self._feeds.listen(domain, channel(domain, "copies"), coherence.wake.set)
-        database.copies = coherence
-        return coherence
-
-    def _caches(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Cache]:
-        """Return the cache of each domain; all of them share the memory that is set for copies."""
-        memory = Memory(self._settings.cache_memory_bytes)
-        url = self._settings.redis_url
-        caches = {}
-        for domain, ring in rings.items():
-            remote = Remote(url.get_secret_value(), ring.subkey("cache")) if url else None
-            self._remotes += [remote] if remote else []
-            caches[domain] = Cache(self._coherence[domain].board, memory, remote)
-        watch_cache(self.registry, caches)
-        return caches
 
     def _policy(self) -> Policy:
         return load_policy(_access_file(self._settings), self._paths, _public(self._settings, self._paths))
 
     def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
-        settings = self._settings
-        caches = self._caches(rings)
-        users_service = UsersService(
-            UsersStore(self._databases["users"]),
-            Passwords(settings.password_memory_kib, settings.password_iterations),
-            PageTokens(rings["users"].subkey("page token")),
-            caches["users"],
-            self._feeds.open(self._databases["users"], rings["users"].subkey("resume token")),
-        )
-        users_pb2_grpc.add_UsersServiceServicer_to_server(users_service, registrar)
+        """Build the services; who needs something of another domain gets it here."""
+        parts = self._parts(rings)
+        users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
 
-    def _listen(self, server: grpc.Server) -> None:
-        settings = self._settings
-        credentials = _server_credentials(settings)
-        try:
-            if credentials is None:
-                port = server.add_insecure_port(settings.grpc_listen)
-            else:
-                port = server.add_secure_port(settings.grpc_listen, credentials)
-        except RuntimeError:
-            raise StartError(
-                f"KRONOS_DB_GRPC_LISTEN: {settings.grpc_listen} cannot be listened on; is it taken?"
-            ) from None
-        self.grpc_address = f"{settings.grpc_listen.rpartition(':')[0]}:{port}"
+    def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
+        caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
+        watch_cache(self.registry, caches)
+        return {
+            domain: Parts(
+                database,
+                rings[domain],
+                caches[domain],
+                self._feeds.open(database, rings[domain].subkey("resume token")),
+                PageTokens(rings[domain].subkey("page token")),
+                self._redis,
+            )
+            for domain, database in self._databases.items()
+        }
+
+    def _users(self, parts: Parts) -> UsersService:
+        passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
+        return UsersService(UsersStore(parts.database), passwords, parts.page_tokens, parts.cache, parts.feed)
 
 
 def _access_file(settings: Settings) -> Path:
@@ -300,6 +274,10 @@ def _masters(settings: Settings) -> MasterKeys:
     if settings.master_key_file is None:
         raise SettingsError("KRONOS_DB_MASTER_KEY_FILE is required to serve.")
     return FileMasterKeys(settings.master_key_file)
+
+
+def _redis(settings: Settings) -> RedisServer | None:
+    return RedisServer(settings.redis_url.get_secret_value()) if settings.redis_url else None
 
 
 def _public(settings: Settings, paths: frozenset[str]) -> frozenset[str]:
@@ -318,15 +296,13 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
     key_file, chain_file, ca_file = settings.tls_key_file, settings.tls_certificate_file, settings.tls_client_ca_file
     if key_file is None and chain_file is None and ca_file is None:
         return None
     if key_file is None or chain_file is None:
         raise SettingsError("KRONOS_DB_TLS_CERTIFICATE_FILE and KRONOS_DB_TLS_KEY_FILE are needed together.")
     try:
-        pair = (key_file.read_bytes(), chain_file.read_bytes())
-        authorities = ca_file.read_bytes() if ca_file else None
+        return read_credentials(chain_file, key_file, ca_file)
     except OSError as error:
         raise SettingsError(f"KRONOS_DB_TLS_…_FILE: {error}.") from None
-    return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)

@@ -25,8 +25,9 @@ from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.errors import ERROR_DOMAIN, UNKNOWN
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.background import watch_background
-from kronos_db.runtime.ops.copies import watch_cache
+from kronos_db.runtime.ops.copies import watch_cache, watch_redis
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
+from kronos_db.runtime.redis import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = ROOT / "generated" / "kronos.binpb"
@@ -95,7 +96,9 @@ def metrics_page() -> str:
         domain="example", name="example", success_time=0.0, holds=True, on_end=lambda _listener: None
     )
     watch_background(registry, [work], OUTCOMES)
-    cache = Cache(Board(), Memory(0), Remote("redis://localhost", b"example"))
+    redis = RedisServer("redis://localhost")
+    watch_redis(registry, redis)
+    cache = Cache(Board(), Memory(0), Remote(redis, b"example"))
     cache.kind(Rules("example"), lambda _keys: {})
     watch_cache(registry, {"example": cache})
     # Those of the interpreter and the process stand after the server's own.

@@ -78,7 +78,7 @@ class Serving:
         return grpc.intercept_channel(self.channel, _Bearer(self.tokens[caller]))
 
     def users(self, caller: str = "operator") -> users_pb2_grpc.UsersServiceStub:
-        """A stub whose calls carry the bearer token of `caller`."""
+        """A stub whose calls carry the bearer token of `caller`; other services: their stub on `channel_of`."""
         return users_pb2_grpc.UsersServiceStub(self.channel_of(caller))
 
 

@@ -11,18 +11,13 @@ import hashlib
 import hmac
 import struct
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, Full, Queue
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import redis
-import structlog
+from kronos_db.runtime.redis import TIMEOUT, RedisAwayError, RedisServer
 
-# Seconds: within which Redis has to answer, and for which it is left alone when it does not, at first and at most.
-_TIMEOUT = 0.1
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 # Batches of values that wait to be written; more are dropped.
 _MOST_WAITING = 256
 # Values that are written in one go, unless one batch has more.
@@ -33,8 +28,6 @@ _HEAD = struct.Struct(">QQH")
 _PLACE = 4
 # Removes a lock if it is still ours.
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end"
-
-_log = structlog.get_logger(__name__)
 
 
 class Kept(NamedTuple):
@@ -47,32 +40,26 @@ class Kept(NamedTuple):
 
 
 class Remote:
-    """The Redis at `url`. `key` is secret, and shared by all processes of one domain."""
+    """Copies in `server`. `key` is secret, and shared by all processes of one domain."""
 
-    def __init__(self, url: str, key: bytes) -> None:
+    def __init__(self, server: RedisServer, key: bytes) -> None:
         self._key = key
-        self._redis: Any = redis.Redis.from_url(
-            url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT, max_connections=64
-        )
-        self._release: Any = self._redis.register_script(_RELEASE)
-        self._lock = threading.Lock()
-        self._pause = _FIRST_PAUSE
-        self._away_until = 0.0
+        self.server = server
+        self._release = server.script(_RELEASE)
         self._stopped = False
         self._waiting: Queue[Mapping[str, Kept]] = Queue(_MOST_WAITING)
         self._writer = threading.Thread(target=self._write, name="redis writer", daemon=True)
         self._writer.start()
-        self.failures = 0
         self.dropped = 0
 
     @property
     def is_away(self) -> bool:
         """Whether Redis did not answer of late and is left alone."""
-        return time.monotonic() < self._away_until
+        return self.server.is_away
 
     def get(self, names: Sequence[str]) -> dict[str, Kept]:
         """Return what is kept under `names`, one at least, and is whole; nothing when Redis does not answer."""
-        values = self._try(lambda: self._redis.mget(names)) or ()
+        values = self._try(lambda redis: redis.mget(names)) or ()
         found = {}
         for name, value in zip(names, values, strict=False):
             kept = None if value is None else self._opened(name, value)
@@ -90,8 +77,8 @@ class Remote:
     def put(self, values: Mapping[str, Kept]) -> None:
         """Keep `values` until their ends."""
 
-        def write() -> None:
-            pipeline = self._redis.pipeline(transaction=False)
+        def write(redis: Any) -> None:
+            pipeline = redis.pipeline(transaction=False)
             for name, kept in values.items():
                 pipeline.set(name, self._closed(name, kept), pxat=kept.until)
             pipeline.execute()
@@ -104,20 +91,19 @@ class Remote:
         The lock opens by itself after `seconds`.
         """
         token = uuid4().hex
-        taken = self._try(lambda: self._redis.set(name, token, nx=True, px=int(seconds * 1000)) or False)
+        taken = self._try(lambda redis: redis.set(name, token, nx=True, px=int(seconds * 1000)) or False)
         return None if taken is False else token
 
     def unlock(self, name: str, token: str) -> None:
         """Open a lock if it is still the one of `token`."""
-        self._try(lambda: self._release(keys=[name], args=[token]))
+        self._try(lambda _: self._release(keys=[name], args=[token]))
 
     def close(self) -> None:
-        """Let go of Redis."""
+        """Stop writing; the server is let go of by whoever opened it."""
         self._stopped = True
         # It wakes the writer; when others wait in the queue it is awake.
         self.put_soon({})
-        self._writer.join(2 * _TIMEOUT)
-        self._redis.close()
+        self._writer.join(2 * TIMEOUT)
 
     def _write(self) -> None:
         while not self._stopped:
@@ -129,27 +115,12 @@ class Remote:
                     break
             self.put(gathered)
 
-    def _try(self, call: Callable[[], Any]) -> Any:
+    def _try(self, call: Callable[[Any], Any]) -> Any:
         """Return what `call` returns, None when Redis is away."""
-        if self.is_away:
-            return None
         try:
-            result = call()
-        except redis.RedisError as error:
-            self.failures += 1
-            self._leave_alone(error)
+            return self.server.ask(call)
+        except RedisAwayError:
             return None
-        self._pause = _FIRST_PAUSE
-        return result
-
-    def _leave_alone(self, error: redis.RedisError) -> None:
-        with self._lock:
-            if self.is_away:
-                # Calls that fail together are one failure.
-                return
-            self._away_until = time.monotonic() + self._pause
-            _log.warning("Redis does not answer", reason=type(error).__name__, again_in=self._pause)
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     def _closed(self, name: str, kept: Kept) -> bytes:
         head = _HEAD.pack(kept.moment, kept.until, len(kept.places))

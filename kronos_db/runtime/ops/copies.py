@@ -10,6 +10,7 @@ from kronos_db.runtime.cache.engine import Cache, Kind
 from kronos_db.runtime.cache.memory import Memory
 from kronos_db.runtime.cache.remote import Remote
 from kronos_db.runtime.ops.metrics import Reading, counters, gauges
+from kronos_db.runtime.redis import RedisServer
 
 
 def watch_cache(registry: CollectorRegistry, caches: Mapping[str, Cache]) -> None:
@@ -56,28 +57,28 @@ def _watch_memory(registry: CollectorRegistry, memories: set[Memory]) -> None:
 
 
 def _watch_redis(registry: CollectorRegistry, remotes: Mapping[str, Remote]) -> None:
-    def read(value: Callable[[Remote], float]) -> Callable[[], list[Reading]]:
-        return lambda: [((domain,), value(remote)) for domain, remote in remotes.items()]
+    counters(
+        registry,
+        "kronos_db_redis_dropped_total",
+        "Batches of copies that were not written to Redis: too many waited.",
+        ["domain"],
+        lambda: [((domain,), remote.dropped) for domain, remote in remotes.items()],
+    )
 
-    labels = ["domain"]
+
+def watch_redis(registry: CollectorRegistry, server: RedisServer) -> None:
+    """Register the metrics of the process's Redis."""
     counters(
         registry,
         "kronos_db_redis_failures_total",
         "Requests that Redis did not answer, or refused.",
-        labels,
-        read(lambda remote: remote.failures),
-    )
-    counters(
-        registry,
-        "kronos_db_redis_dropped_total",
-        "Batches of copies that were not written: too many waited.",
-        labels,
-        read(lambda remote: remote.dropped),
+        [],
+        lambda: [((), server.failures)],
     )
     gauges(
         registry,
         "kronos_db_redis_away",
         "Processes that leave Redis alone for now, because it did not answer.",
-        labels,
-        read(lambda remote: float(remote.is_away)),
+        [],
+        lambda: [((), float(server.is_away))],
     )

@@ -20,6 +20,7 @@ from kronos_db.runtime.cache.engine import Cache, Kind, Loaded, Rules
 from kronos_db.runtime.cache.memory import Memory
 from kronos_db.runtime.cache.remote import Remote
 from kronos_db.runtime.errors import KronosError, StatementTimeoutError, UnavailableError
+from kronos_db.runtime.redis import RedisServer
 from tests.parts.eventually import eventually
 
 LIMIT = 20.0
@@ -114,7 +115,7 @@ def process(source: Source, raw: Any, redis_server: EmbeddedRedis) -> Iterator[P
     remotes = []
 
     def make(board: Board, **rules: Any) -> Kind:
-        remote = Remote(redis_server.url, b"k" * 32)
+        remote = Remote(RedisServer(redis_server.url), b"k" * 32)
         remotes.append(remote)
         return Cache(board, Memory(1 << 20), remote).kind(Rules("kind", **{"remote": True, **rules}), source.load)
 

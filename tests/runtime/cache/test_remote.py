@@ -13,8 +13,10 @@ import pytest
 import redis
 
 from kronos_db.embedded.redis import EmbeddedRedis
-from kronos_db.runtime.cache import remote as module
+from kronos_db.runtime import redis as module
+from kronos_db.runtime.cache import remote as remote_module
 from kronos_db.runtime.cache.remote import Kept, Remote
+from kronos_db.runtime.redis import RedisServer
 from tests.parts.eventually import eventually
 
 KEY = b"k" * 32
@@ -53,7 +55,7 @@ def server(redis_server: EmbeddedRedis) -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def remote(server: EmbeddedRedis) -> Iterator[Remote]:
-    remote = Remote(server.url, KEY)
+    remote = Remote(RedisServer(server.url), KEY)
     yield remote
     remote.close()
 
@@ -139,7 +141,7 @@ def test_a_name_cannot_take_bytes_from_the_value(remote: Remote, raw: Any) -> No
 
 
 def test_copies_of_another_key_are_not_found(server: EmbeddedRedis, remote: Remote) -> None:
-    stranger = Remote(server.url, b"x" * 32)
+    stranger = Remote(RedisServer(server.url), b"x" * 32)
     stranger.put({"a": kept()})
     assert list(stranger.get(["a"])) == ["a"]
     assert remote.get(["a"]) == {}
@@ -150,7 +152,7 @@ def test_what_is_no_text_is_not_found(remote: Remote, raw: Any) -> None:
     raw.rpush("a", "element")
     remote.put({"b": kept()})
     assert list(remote.get(["a", "b"])) == ["b"]
-    assert remote.failures == 0
+    assert remote.server.failures == 0
 
 
 def test_a_hung_redis_costs_its_timeout_once_and_is_then_left_alone(
@@ -168,8 +170,8 @@ def test_a_hung_redis_costs_its_timeout_once_and_is_then_left_alone(
         assert remote.lock("lock", 1.0) is not None
         remote.unlock("lock", "token")
         remote.put({"b": kept()})
-    assert time.monotonic() - started < module._TIMEOUT, "asked although it is away"
-    assert remote.failures == 1
+    assert time.monotonic() - started < module.TIMEOUT, "asked although it is away"
+    assert remote.server.failures == 1
     resume(server)
     clock.ahead += module._FIRST_PAUSE
     assert list(remote.get(["a"])) == ["a"]
@@ -188,7 +190,7 @@ def test_a_killed_redis_is_left_alone_and_comes_back(server: EmbeddedRedis, remo
     clock.ahead += module._FIRST_PAUSE
     remote.put({"a": kept()})
     assert list(remote.get(["a"])) == ["a"]
-    assert remote.failures == 1
+    assert remote.server.failures == 1
 
 
 def test_pauses_grow_to_a_bound_and_begin_anew(server: EmbeddedRedis, remote: Remote, clock: Clock) -> None:
@@ -196,14 +198,14 @@ def test_pauses_grow_to_a_bound_and_begin_anew(server: EmbeddedRedis, remote: Re
     pauses = []
     for _ in range(7):
         remote.get(["a"])
-        pauses.append(round(remote._away_until - clock.monotonic(), 1))
+        pauses.append(round(remote.server._away_until - clock.monotonic(), 1))
         clock.ahead += module._LONGEST_PAUSE
     assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
     server.start()
     remote.get(["a"])
     server.kill()
     remote.get(["a"])
-    assert round(remote._away_until - clock.monotonic(), 1) == module._FIRST_PAUSE
+    assert round(remote.server._away_until - clock.monotonic(), 1) == module._FIRST_PAUSE
 
 
 def test_calls_that_fail_together_are_one_failure(server: EmbeddedRedis, remote: Remote) -> None:
@@ -219,7 +221,7 @@ def test_calls_that_fail_together_are_one_failure(server: EmbeddedRedis, remote:
         thread.start()
     for thread in threads:
         thread.join(_ENOUGH)
-    assert remote._pause == 2 * module._FIRST_PAUSE
+    assert remote.server._pause == 2 * module._FIRST_PAUSE
 
 
 def test_a_redis_that_refuses_is_away_too(remote: Remote, raw: Any) -> None:
@@ -227,7 +229,7 @@ def test_a_redis_that_refuses_is_away_too(remote: Remote, raw: Any) -> None:
     raw.config_set("maxmemory-policy", "noeviction")
     try:
         remote.put({"a": kept()})
-        assert (remote.is_away, remote.failures) == (True, 1)
+        assert (remote.is_away, remote.server.failures) == (True, 1)
     finally:
         raw.config_set("maxmemory", "64mb")
         raw.config_set("maxmemory-policy", "allkeys-lru")
@@ -239,7 +241,7 @@ def test_copies_are_kept_soon(remote: Remote) -> None:
     wait_for(remote, [f"{number}" for number in range(20)])
 
 
-@pytest.mark.parametrize("size", [1, module._MOST_AT_ONCE, 3 * module._MOST_AT_ONCE])
+@pytest.mark.parametrize("size", [1, remote_module._MOST_AT_ONCE, 3 * remote_module._MOST_AT_ONCE])
 def test_batches_of_any_size_are_kept_one_after_the_other(remote: Remote, size: int) -> None:
     for batch in range(3):
         names = [f"{batch}:{number}" for number in range(size)]
@@ -261,19 +263,19 @@ def test_what_waits_for_a_hung_redis_is_bounded_and_the_rest_dropped(
     remote.put_soon({"first": kept()})
     assert entered.wait(_ENOUGH)
     started = time.monotonic()
-    for number in range(module._MOST_WAITING + 10):
+    for number in range(remote_module._MOST_WAITING + 10):
         remote.put_soon({f"{number}": kept()})
     assert time.monotonic() - started < _ENOUGH, "nobody waits for room"
     assert remote.dropped == 10
-    assert remote._waiting.qsize() == module._MOST_WAITING
+    assert remote._waiting.qsize() == remote_module._MOST_WAITING
     let_go.set()
     eventually(remote._waiting.empty)
 
 
 def test_closing_ends_the_writer_whatever_waits(server: EmbeddedRedis) -> None:
-    idle, busy = Remote(server.url, KEY), Remote(server.url, KEY)
+    idle, busy = Remote(RedisServer(server.url), KEY), Remote(RedisServer(server.url), KEY)
     hang(server)
-    for _ in range(2 * module._MOST_WAITING):
+    for _ in range(2 * remote_module._MOST_WAITING):
         busy.put_soon({"a": kept()})
     for remote in (idle, busy):
         remote.close()
