@@ -1,0 +1,146 @@
+"""Who may do what, answered from copies: the question that everything asks.
+
+There are two kinds of copies. What a user holds, one for each user: its state and its grants in force, each as the
+number of a role and a place. And what roles give, one graph for all users, which any change of a role makes old as a
+whole. So a change to a user drops that user's copy alone, a change of a role drops no user's, and neither holds what is
+in the other. The copy of the user is taken first, and the graph is looked at after it:
+docs/decisions/0010-permissions.md says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from kronos_db.runtime.cache.board import Mark, now
+from kronos_db.runtime.cache.engine import Cache, Loaded, Rules
+from kronos_db.runtime.database.changes import tag
+from kronos_db.runtime.errors import BadRequestError
+from kronos_db.runtime.workers import Gatherer
+from kronos_db.users.access_store import AccessStore, Holding
+from kronos_db.users.account import State
+from kronos_db.users.model import GRANT_KIND, KIND, ROLE_KIND
+from kronos_db.users.permissions import covering, place
+from kronos_db.users.role_graph import RoleGraph
+
+# A graph that holds more permissions, all roles together, makes way for a new one: some ten megabytes.
+_MOST_PERMISSIONS = 100_000
+_ACTIVE = ord(State.ACTIVE)
+
+
+class Question(NamedTuple):
+    """Whether a user has one of the permissions `wanted` in a place."""
+
+    user_id: str
+    wanted: frozenset[str]
+    where: str
+
+
+class _Kept(NamedTuple):
+    graph: RoleGraph
+    # Where the first reading for it began; None for a graph that may not be kept.
+    mark: Mark | None
+
+
+class Access:
+    """Decisions of one process. User ids are UUIDs in lower case."""
+
+    def __init__(self, store: AccessStore, cache: Cache) -> None:
+        self._store = store
+        self._board = cache.board
+        self._holdings = cache.kind(Rules("what users hold"), self._load)
+        # Roles that are not in the graph, by number: gathered for the calls that need them.
+        self._roles: Gatherer[bytes, frozenset[str]] = Gatherer(self._load_roles)
+        self._places = self._board.places([tag(ROLE_KIND)])
+        self._kept = _Kept(RoleGraph(), None)
+
+    def active(self, user_ids: Sequence[str]) -> frozenset[str]:
+        """Return those of `user_ids` that exist, are active and not deleted."""
+        held = self._holdings.get_many(user_ids)
+        return frozenset(user_id for user_id, copy in held.items() if copy[0] == _ACTIVE)
+
+    def may(self, questions: Sequence[tuple[str, str, str]]) -> list[bool]:
+        """Return for each user id, permission and scope whether the user may do that there; who is unknown may not.
+
+        Raises BadRequestError for what is no permission or no scope.
+        """
+        return self.allow_all([_question(index, *asked) for index, asked in enumerate(questions)])
+
+    def allows(self, user_id: str, wanted: frozenset[str], where: str) -> bool:
+        """Return whether a user has one of the permissions `wanted` in a place."""
+        held = self._holdings.get(user_id)
+        if held is None or held[0] != _ACTIVE:
+            return False
+        gives = self._current().gives
+        asked = where.encode()
+        for line in held.split(b"\n")[1:]:
+            number, _, there = line.partition(b" ")
+            if asked.startswith(there):
+                given = gives.get(number)
+                if given is None:
+                    given = self._roles.get(number) or frozenset()
+                if not wanted.isdisjoint(given):
+                    return True
+        return False
+
+    def allow_all(self, questions: Sequence[Question]) -> list[bool]:
+        """Return the answer to each question; what is not known of any of them is read at once."""
+        copies = self._holdings.get_many(list({question.user_id for question in questions}))
+        held = {user_id: _parts(copy) for user_id, copy in copies.items() if copy[0] == _ACTIVE}
+        gives = self._gives({number for grants in held.values() for number, _ in grants})
+        nothing: Sequence[tuple[bytes, str]] = ()
+        return [
+            any(
+                where.startswith(there) and not wanted.isdisjoint(gives[number])
+                for number, there in held.get(user_id, nothing)
+            )
+            for user_id, wanted, where in questions
+        ]
+
+    def _gives(self, numbers: Iterable[bytes]) -> Mapping[bytes, frozenset[str]]:
+        """Return what roles give; those that are not in the graph are read."""
+        gives = self._current().gives
+        missing = [number for number in numbers if number not in gives]
+        return {**gives, **self._load_roles(missing)} if missing else gives
+
+    def _current(self) -> RoleGraph:
+        """Return the graph, a new and empty one when it is old or too large."""
+        graph, mark = self._kept
+        if mark is not None and self._board.is_current(mark, self._places, now()) and graph.size < _MOST_PERMISSIONS:
+            return graph
+        # The mark first: what is read into this graph is read after it.
+        kept = self._kept = _Kept(RoleGraph(), self._board.mark())
+        return kept.graph
+
+    def _load(self, user_ids: Sequence[str]) -> Mapping[str, Loaded]:
+        """Read what users hold for the cache, and in the same round trip the roles that are not in the graph."""
+        graph = self._current()
+        holdings, nodes = self._store.holdings(user_ids, graph.known)
+        graph.add(nodes)
+        return {each.user_id: _loaded(each) for each in holdings}
+
+    def _load_roles(self, numbers: Sequence[bytes]) -> Mapping[bytes, frozenset[str]]:
+        graph = self._current()
+        asked = [int(number) for number in numbers]
+        graph.add(self._store.roles(asked, graph.known), gone=asked)
+        return {number: graph.gives[number] for number in numbers}
+
+
+def _loaded(holding: Holding) -> Loaded:
+    copy = f"{holding.state}\n{holding.lines}" if holding.lines else holding.state
+    return Loaded(copy.encode(), (tag(KIND, holding.user_id), tag(GRANT_KIND, holding.user_id)), holding.seconds)
+
+
+def _parts(copy: bytes) -> list[tuple[bytes, str]]:
+    """Return the numbers and places of a copy."""
+    lines = (line.partition(b" ") for line in copy.split(b"\n")[1:])
+    return [(number, there.decode()) for number, _, there in lines]
+
+
+def _question(index: int, user_id: str, permission: str, scope: str) -> Question:
+    wanted, where = covering(permission), place(scope)
+    if wanted is None:
+        raise BadRequestError.of(f"questions[{index}].permission", "is no permission")
+    if where is None:
+        raise BadRequestError.of(f"questions[{index}].scope", "is no scope")
+    return Question(user_id, wanted, where)
