@@ -1,4 +1,4 @@
-"""Random models of roles, grants and scopes, and an evaluator that knows nothing of the server's: by the definitions."""
+"""Random models of roles, grants and scopes, and an evaluator that goes by the definitions alone."""
 
 from __future__ import annotations
 

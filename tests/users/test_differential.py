@@ -5,6 +5,7 @@ Ten thousand models are judged in memory; those that are judged in PostgreSQL ar
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -141,7 +142,7 @@ def assert_explanation(model: Model, account: Account, user: int, permission: st
     assert way.grant.id == min(grant.id for grant in longest)
     roles = {role.id: role for role in model.roles}
     ids = [node.id for node in way.roles]
-    for child, parent in zip(ids, ids[1:], strict=False):
+    for child, parent in itertools.pairwise(ids):
         assert parent in [model.roles[each].id for each in roles[child].parents]
     assert ids[0] == way.grant.role_id
     assert way.permission in roles[ids[-1]].permissions
@@ -176,7 +177,8 @@ def fill(connection: psycopg.Connection[Any], models: Sequence[Model]) -> None:
     with connection.cursor() as cursor:
         cursor.executemany(
             """INSERT INTO users.users (id, username, username_key, display_name, attributes, state, create_time,
-            update_time, delete_time) VALUES (%(id)s::text::uuid, %(id)s::text, %(id)s::text, '', '{}', %(state)s, now(), now(), %(gone)s)""",
+            update_time, delete_time)
+            VALUES (%(id)s::text::uuid, %(id)s::text, %(id)s::text, '', '{}', %(state)s, now(), now(), %(gone)s)""",
             [
                 {"id": user_id, "state": 2 if state == "S" else 1, "gone": "now" if state == "D" else None}
                 for model in models
