@@ -1,4 +1,4 @@
-"""The rows of checks: answered from copies and not, in batches, and beside a hundred or a thousand times fewer users."""
+"""The rows of checks: from copies and not, in batches, and with a thousand times the users."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import TypeAlias
 
+import grpc
 import psycopg
 from kronos.users.v1 import roles_pb2 as pb
 
@@ -31,6 +33,7 @@ _ALONE = 800
 # Roles: so many lines of inheritance, so deep, each role with permissions of its own.
 _LINES, _DEPTH, _OWN = 20, 10, 5
 _BATCH = 1_000
+_BATCHES_IN_FLIGHT = 8
 _DECISIONS = 100_000
 _CHECK = "/kronos.users.v1.UsersService/CheckPermission"
 _CHECK_MANY = "/kronos.users.v1.UsersService/BatchCheckPermissions"
@@ -97,11 +100,28 @@ def _beside_echo(on: Stand, floor: str, users: Sequence[User]) -> Iterator[Row]:
 
 def _batches(on: Stand, users: Sequence[User]) -> Iterator[Row]:
     requests = [_batch(users[start : start + _BATCH]) for start in range(0, len(users), _BATCH)]
-    on.load(_CHECK_MANY, requests, _SECONDS, in_flight=8)
-    outcome = _middle([on.load(_CHECK_MANY, requests, _SECONDS, in_flight=8) for _ in range(_ROUNDS)])
-    decisions = outcome.calls_per_second * _BATCH
+    _load_batches(on, requests)
+    decisions = statistics.median(_load_batches(on, requests) for _ in range(_ROUNDS)) * _BATCH
     name = "users: BatchCheckPermissions of 1,000, 2 processes"
     yield Row(name, decisions, "decisions/s", bar=f"≥ {_DECISIONS:,}", met=decisions >= _DECISIONS)
+
+
+def _load_batches(on: Stand, requests: Sequence[bytes]) -> float:
+    """Return the batches a second. They are larger than a frame, so grpcio sends them, encoded beforehand."""
+    until = time.monotonic() + _SECONDS
+
+    def call(number: int) -> int:
+        # A connection each: the kernel deals them out to the processes.
+        with grpc.insecure_channel(on.settings.grpc_listen, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            check = channel.unary_unary(_CHECK_MANY)
+            for done in count():
+                if time.monotonic() >= until:
+                    return done
+                check(requests[(number + done) % len(requests)], metadata=on.metadata)
+        raise AssertionError("unreachable")
+
+    with ThreadPoolExecutor(_BATCHES_IN_FLIGHT) as threads:
+        return sum(threads.map(call, range(_BATCHES_IN_FLIGHT))) / _SECONDS
 
 
 def _p50_alone(on: Stand, users: Sequence[User]) -> float:

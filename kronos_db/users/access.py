@@ -50,7 +50,7 @@ class Access:
         self._board = cache.board
         self._holdings = cache.kind(Rules("what users hold"), self._load)
         # Roles that are not in the graph, by number: gathered for the calls that need them.
-        self._roles: Gatherer[bytes, frozenset[str]] = Gatherer(self._load_roles)
+        self._roles: Gatherer[str, frozenset[str]] = Gatherer(self._load_roles)
         self._places = self._board.places([tag(ROLE_KIND)])
         self._kept = _Kept(RoleGraph(), None)
 
@@ -68,40 +68,24 @@ class Access:
 
     def allows(self, user_id: str, wanted: frozenset[str], where: str) -> bool:
         """Return whether a user has one of the permissions `wanted` in a place."""
-        held = self._holdings.get(user_id)
-        if held is None or held[0] != _ACTIVE:
+        copy = self._holdings.get(user_id)
+        if copy is None:
             return False
-        gives = self._current().gives
-        asked = where.encode()
-        for line in held.split(b"\n")[1:]:
-            number, _, there = line.partition(b" ")
-            if asked.startswith(there):
-                given = gives.get(number)
-                if given is None:
-                    given = self._roles.get(number) or frozenset()
-                if not wanted.isdisjoint(given):
-                    return True
-        return False
+        missing: list[str] = []
+        if _allows(copy, self._current().gives, wanted, where, missing):
+            return True
+        return any(not wanted.isdisjoint(self._roles.get(number) or ()) for number in missing)
 
     def allow_all(self, questions: Sequence[Question]) -> list[bool]:
         """Return the answer to each question; what is not known of any of them is read at once."""
         copies = self._holdings.get_many(list({question.user_id for question in questions}))
-        held = {user_id: _parts(copy) for user_id, copy in copies.items() if copy[0] == _ACTIVE}
-        gives = self._gives({number for grants in held.values() for number, _ in grants})
-        nothing: Sequence[tuple[bytes, str]] = ()
-        return [
-            any(
-                where.startswith(there) and not wanted.isdisjoint(gives[number])
-                for number, there in held.get(user_id, nothing)
-            )
-            for user_id, wanted, where in questions
-        ]
-
-    def _gives(self, numbers: Iterable[bytes]) -> Mapping[bytes, frozenset[str]]:
-        """Return what roles give; those that are not in the graph are read."""
-        gives = self._current().gives
-        missing = [number for number in numbers if number not in gives]
-        return {**gives, **self._load_roles(missing)} if missing else gives
+        gives: Mapping[str, frozenset[str]] = self._current().gives
+        missing: list[str] = []
+        answers = _answers(questions, copies, gives, missing)
+        if not missing:
+            return answers
+        gives = {**gives, **self._load_roles(list(set(missing)))}
+        return _answers(questions, copies, gives, missing)
 
     def _current(self) -> RoleGraph:
         """Return the graph, a new and empty one when it is old or too large."""
@@ -119,22 +103,46 @@ class Access:
         graph.add(nodes)
         return {each.user_id: _loaded(each) for each in holdings}
 
-    def _load_roles(self, numbers: Sequence[bytes]) -> Mapping[bytes, frozenset[str]]:
+    def _load_roles(self, numbers: Sequence[str]) -> Mapping[str, frozenset[str]]:
         graph = self._current()
         asked = [int(number) for number in numbers]
         graph.add(self._store.roles(asked, graph.known), gone=asked)
         return {number: graph.gives[number] for number in numbers}
 
 
+def _allows(  # of each check: as few steps as can be
+    copy: bytes, gives: Mapping[str, frozenset[str]], wanted: frozenset[str], where: str, missing: list[str]
+) -> bool:
+    """Return whether what a user holds allows it; roles that would have to be known for it are added to `missing`."""
+    if copy[0] != _ACTIVE:
+        return False
+    parts = copy.decode().split(" ")
+    for number, there in zip(parts[1::2], parts[2::2], strict=True):
+        if where.startswith(there):
+            given = gives.get(number)
+            if given is None:
+                missing.append(number)
+            elif not wanted.isdisjoint(given):
+                return True
+    return False
+
+
+def _answers(
+    questions: Iterable[Question],
+    copies: Mapping[str, bytes],
+    gives: Mapping[str, frozenset[str]],
+    missing: list[str],
+) -> list[bool]:
+    get = copies.get
+    return [
+        (copy := get(user_id)) is not None and _allows(copy, gives, wanted, where, missing)
+        for user_id, wanted, where in questions
+    ]
+
+
 def _loaded(holding: Holding) -> Loaded:
-    copy = f"{holding.state}\n{holding.lines}" if holding.lines else holding.state
+    copy = f"{holding.state} {holding.grants}" if holding.grants else holding.state
     return Loaded(copy.encode(), (tag(KIND, holding.user_id), tag(GRANT_KIND, holding.user_id)), holding.seconds)
-
-
-def _parts(copy: bytes) -> list[tuple[bytes, str]]:
-    """Return the numbers and places of a copy."""
-    lines = (line.partition(b" ") for line in copy.split(b"\n")[1:])
-    return [(number, there.decode()) for number, _, there in lines]
 
 
 def _question(index: int, user_id: str, permission: str, scope: str) -> Question:

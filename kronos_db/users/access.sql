@@ -18,8 +18,8 @@ roles.number, roles.id::text, roles.name, ARRAY(SELECT parent FROM users.role_pa
 roles.permissions
 
 -- name: holdings
--- What users hold, a row for each that exists: its state, its grants as lines of a role's number and a scope, and for how
--- many seconds that is true. And a row for each role that gives them anything and is not known yet, whatever the depth.
+-- What users hold, a row for each that exists: its state, its grants as numbers of roles and scopes in turns, and for
+-- how many seconds that is true. And a row for each role that gives them anything and is not known yet, whatever the depth.
 WITH RECURSIVE held AS MATERIALIZED (
     SELECT grants.user_id, grants.role, grants.scope, grants.expire_time
     FROM users.grants
@@ -34,10 +34,10 @@ WITH RECURSIVE held AS MATERIALIZED (
     ) AS parents
     WHERE {unknown}
 )
-SELECT users.id::text, {state}, given.lines, given.seconds, NULL::integer, NULL::text, NULL::text, NULL::integer[],
+SELECT users.id::text, {state}, given.grants, given.seconds, NULL::integer, NULL::text, NULL::text, NULL::integer[],
     NULL::text[]
 FROM users.users LEFT JOIN (
-    SELECT user_id, string_agg(role || ' ' || scope, E'\n') AS lines,
+    SELECT user_id, string_agg(role || ' ' || scope, ' ') AS grants,
         EXTRACT(EPOCH FROM min(expire_time) - now())::float8 AS seconds
     FROM held
     GROUP BY user_id

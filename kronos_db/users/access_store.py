@@ -18,14 +18,14 @@ QUERIES = Path(__file__).with_name("access.sql")
 
 
 class Holding(NamedTuple):
-    """What a user holds: its state as `account.State` has it; a line for each grant, of a role's number and a place.
+    """What a user holds: its state as `account.State` has it; its grants, as numbers of roles and places in turns.
 
     `seconds` is for how long that is true, None until it is changed.
     """
 
     user_id: str
     state: str
-    lines: str | None
+    grants: str | None
     seconds: float | None
 
 

@@ -58,7 +58,7 @@ class Account:
         found: dict[tuple[str, str], datetime | None] = {}
         for number, grant in self.held if self.state == State.ACTIVE else ():
             if where is None or where.startswith(grant.place):
-                for permission in self.graph.gives[b"%d" % number]:
+                for permission in self.graph.gives[str(number)]:
                     key = permission, grant.place
                     found[key] = _later(grant.expire_time, found.get(key, grant.expire_time))
         return {key: found[key] for key in sorted(found)}

@@ -17,9 +17,16 @@ from kronos_db.users.model import UserNotFoundError
 from kronos_db.users.permissions import around, covering, place, scope_of
 from kronos_db.users.role_service import fill_grant
 
+
+def _encoded(answer: pb.PermissionAnswer) -> bytes:
+    return pb.BatchCheckPermissionsResponse(answers=[answer]).SerializeToString()
+
+
 # The answers to most calls, made once: nobody writes to an answer on its way out.
 _ALLOWED = pb.CheckPermissionResponse(allowed=True)
 _DENIED = pb.CheckPermissionResponse(allowed=False)
+# Those of batches, encoded: one behind the other they are an answer to all.
+_YES, _NO = (_encoded(pb.PermissionAnswer(allowed=allowed)) for allowed in (True, False))
 _REASONS = {
     State.ACTIVE: pb.CHECK_REASON_NOT_GRANTED,
     State.SUSPENDED: pb.CHECK_REASON_USER_SUSPENDED,
@@ -47,24 +54,17 @@ class CheckHandlers:
     ) -> pb.BatchCheckPermissionsResponse:
         """Answer each question, or say what is wrong with it."""
         questions: list[Question] = []
-        wrong: dict[int, pb.QuestionError] = {}
+        wrong: dict[int, bytes] = {}
         for index, asked in enumerate(request.questions):
             user_id, wanted, where = canonical_uuid(asked.user_id), covering(asked.permission), place(asked.scope)
             if user_id is None or wanted is None or where is None:
                 wrong[index] = _error(index, user_id is None, wanted is None)
             else:
                 questions.append(Question(user_id, wanted, where))
-        answers = iter(self._access.allow_all(questions))
-        response = pb.BatchCheckPermissionsResponse()
-        add = response.answers.add
-        for index in range(len(request.questions)):
-            if index in wrong:
-                add(error=wrong[index])
-            elif next(answers):
-                add(allowed=True)
-            else:
-                add()
-        return response
+        answers = [_YES if allowed else _NO for allowed in self._access.allow_all(questions)]
+        for index in sorted(wrong):
+            answers.insert(index, wrong[index])
+        return pb.BatchCheckPermissionsResponse.FromString(b"".join(answers))
 
     def ListUserPermissions(
         self, request: pb.ListUserPermissionsRequest, context: object
@@ -146,7 +146,8 @@ def _place(scope: str) -> str:
     return found
 
 
-def _error(index: int, no_user: bool, no_permission: bool) -> pb.QuestionError:
+def _error(index: int, no_user: bool, no_permission: bool) -> bytes:
+    """Return the answer to a question that is wrong, encoded."""
     field, what = (
         ("user_id", "must be a UUID")
         if no_user
@@ -154,4 +155,5 @@ def _error(index: int, no_user: bool, no_permission: bool) -> pb.QuestionError:
         if no_permission
         else ("scope", "must be empty or a path of at most 16 parts and 256 characters")
     )
-    return pb.QuestionError(reason="BAD_REQUEST", field=f"questions[{index}].{field}", description=what)
+    error = pb.QuestionError(reason="BAD_REQUEST", field=f"questions[{index}].{field}", description=what)
+    return _encoded(pb.PermissionAnswer(error=error))

@@ -28,7 +28,7 @@ class RoleGraph:
 
     def __init__(self) -> None:
         # What each role gives, its own and inherited, by its number in digits. A role that is gone gives nothing.
-        self.gives: dict[bytes, frozenset[str]] = {}
+        self.gives: dict[str, frozenset[str]] = {}
         # A bit for the number of each role that is in `gives`, as get_bit of PostgreSQL reads it.
         self.known = b""
         # How many permissions are held, all roles together.
@@ -45,7 +45,7 @@ class RoleGraph:
             gives |= {number: frozenset() for number in gone if number not in self._nodes}
             self.size += sum(map(len, gives.values()))
             # Only now may others see them, when nothing is missing.
-            self.gives |= {b"%d" % number: given for number, given in gives.items()}
+            self.gives |= {str(number): given for number, given in gives.items()}
             self.known = _with_bits(self.known, gives)
 
     def way(self, number: int, wanted: frozenset[str]) -> tuple[list[Node], str] | None:

@@ -68,12 +68,12 @@ class InMemory(AccessStore):
         found = []
         for number, (user_id, state) in enumerate(self._model.users):
             if user_id in user_ids:
-                lines = [
+                grants = [
                     f"{grant.role} {place(grant.scope)}"
                     for grant in self._model.grants
                     if grant.user == number and not grant.expired
                 ]
-                found.append(Holding(user_id, state, "\n".join(lines) or None, None))
+                found.append(Holding(user_id, state, " ".join(grants) or None, None))
         return found, [node for node in self._nodes if not _has_bit(known, node.number)]
 
     def account(self, user_id: str) -> Account | None:
