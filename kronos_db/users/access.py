@@ -24,7 +24,7 @@ from kronos_db.users.permissions import covering, place
 from kronos_db.users.role_graph import RoleGraph
 
 # A graph that holds more permissions, all roles together, makes way for a new one: some ten megabytes.
-_MOST_PERMISSIONS = 100_000
+_MOST_PERMISSIONS = 200_000
 _ACTIVE = ord(State.ACTIVE)
 
 
