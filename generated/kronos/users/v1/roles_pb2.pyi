@@ -3,15 +3,16 @@
 isort:skip_file
 Roles, grants and permissions of users: who may do what, and where.
 
-A **permission** is `resource:action`, for example `invoice:read`. Each side is 1 to 64 letters, digits and `. _ -` that
-begin with a letter or digit, or `*` for any. Case counts. `invoice:*` covers `invoice:read`; `*:read` and `*:*` do too.
+A **permission** is `resource:action`, for example `invoice:read`. Each side is 1 to 64 letters, digits and `. _ -`
+that begin with a letter or digit, or `*` for any. Case counts. `invoice:*` covers `invoice:read`; `*:read` and `*:*`
+do too.
 
 A **scope** is a path, for example `tenant/acme/project/x`: at most 16 parts of letters, digits and `. _ ~ @ = + -`
 with `/` between them, at most 256 characters. The empty scope is everywhere. Case counts.
 
 A **role** carries permissions, and those of the roles that it inherits from. A **grant** gives a role to a user in a
-scope and in all scopes below it, for ever or until a time. A user may do what a grant in force allows; there is nothing
-that forbids. A user who is suspended, deleted or unknown may nothing.
+scope and in all scopes below it, for ever or until a time. A user may do what a grant in force allows; there is
+nothing that forbids. A user who is suspended, deleted or unknown may nothing.
 """
 
 from collections import abc as _abc
@@ -372,8 +373,8 @@ class UpdateRoleRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to change: `name`, `description`, `permissions`, `parent_ids`, or `*` for all of these. Empty: every one of
-        these that has a value in `role`. A list is replaced as a whole. An unknown or output-only path is refused.
+        """The fields to change: `name`, `description`, `permissions`, `parent_ids`, or `*` for all of these. Empty: every one
+        of these that has a value in `role`. A list is replaced as a whole. An unknown or output-only path is refused.
         """
 
     def __init__(
@@ -553,8 +554,8 @@ class UpdateGrantRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """`expire_time` or `*`: then an absent `grant.expire_time` lets the grant never end. Empty: `grant.expire_time` must be
-        there. Any other path is refused: all else of a grant is immutable.
+        """`expire_time` or `*`: then an absent `grant.expire_time` lets the grant never end. Empty: `grant.expire_time` must
+        be there. Any other path is refused: all else of a grant is immutable.
         """
 
     def __init__(
@@ -794,8 +795,8 @@ class CheckExplanation(_message.Message):
     """The permission that covers the one asked for, as the last of `roles` carries it."""
     @_builtins.property
     def grant(self) -> Global___Grant:
-        """The grant that allows it; of several the one that lasts longest, and of these the oldest. Its `expire_time` says until
-        when. Only with CHECK_REASON_GRANTED, as is what follows.
+        """The grant that allows it; of several the one that lasts longest, and of these the oldest. Its `expire_time` says
+        until when. Only with CHECK_REASON_GRANTED, as is what follows.
         """
 
     @_builtins.property

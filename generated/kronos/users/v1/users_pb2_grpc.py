@@ -302,8 +302,8 @@ class UsersServiceServicer:
 
     def UpdateRole(self, request, context):
         """Changes the fields that the mask names; whoever has the role may what it carries then. ABORTED (ETAG_MISMATCH) when
-        the etag is not the current one. FAILED_PRECONDITION (ROLE_CYCLE) when the role would inherit from itself, with the way
-        there. NOT_FOUND (ROLE_NOT_FOUND), ALREADY_EXISTS (ROLE_NAME_TAKEN).
+        the etag is not the current one. FAILED_PRECONDITION (ROLE_CYCLE) when the role would inherit from itself, with the
+        way there. NOT_FOUND (ROLE_NOT_FOUND), ALREADY_EXISTS (ROLE_NAME_TAKEN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -319,8 +319,8 @@ class UsersServiceServicer:
 
     def GrantRole(self, request, context):
         """Gives a role to a user that is not deleted, in a scope. NOT_FOUND (USER_NOT_FOUND, ROLE_NOT_FOUND). ALREADY_EXISTS
-        (GRANT_EXISTS) when the user has the role in that very scope. FAILED_PRECONDITION (TOO_MANY_GRANTS) beyond about 1,000
-        grants of one user.
+        (GRANT_EXISTS) when the user has the role in that very scope. FAILED_PRECONDITION (TOO_MANY_GRANTS) beyond about
+        1,000 grants of one user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -342,16 +342,16 @@ class UsersServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListGrants(self, request, context):
-        """Lists grants in force that match every filter given, page by page, oldest first. Those of users who are suspended or
-        deleted are among them.
+        """Lists grants in force that match every filter given, page by page, oldest first. Those of users who are suspended
+        or deleted are among them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckPermission(self, request, context):
-        """Tells whether a user may do something in a scope. Never answered from before a change that was acknowledged, and never
-        beyond an expiry.
+        """Tells whether a user may do something in a scope. Never answered from before a change that was acknowledged, and
+        never beyond an expiry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -365,9 +365,9 @@ class UsersServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListUserPermissions(self, request, context):
-        """Lists all that a user may, page by page: each permission that a role of theirs carries, with its scope. Wildcards are
-        listed as they are, and nothing is left out because something wider covers it. So CheckPermission allows exactly what
-        some entry covers. Empty for a user who is suspended or deleted. NOT_FOUND (USER_NOT_FOUND).
+        """Lists all that a user may, page by page: each permission that a role of theirs carries, with its scope. Wildcards
+        are listed as they are, and nothing is left out because something wider covers it. So CheckPermission allows
+        exactly what some entry covers. Empty for a user who is suspended or deleted. NOT_FOUND (USER_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -381,14 +381,14 @@ class UsersServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchUsers(self, request, context):
-        """Tells what happens to users, grants and roles as it is committed: every change once and in the order of the commits,
-        from now on or from where an earlier stream ended. The stream has no end of its own; whatever ends it, go on with the
-        last `resume_token`. What happened is told, not what is now: ask GetUser, GetRole or ListGrants. Events may be added:
-        pass over those that you do not know.
+        """Tells what happens to users, grants and roles as it is committed: every change once and in the order of the
+        commits, from now on or from where an earlier stream ended. The stream has no end of its own; whatever ends it, go
+        on with the last `resume_token`. What happened is told, not what is now: ask GetUser, GetRole or ListGrants. Events
+        may be added: pass over those that you do not know.
 
-        OUT_OF_RANGE (RESUME_TOKEN_EXPIRED) when changes since the token are no longer kept, or PostgreSQL failed over or was
-        restored in between: read everything anew. RESOURCE_EXHAUSTED (WATCH_TOO_SLOW) when nothing was read from the stream
-        for 30 seconds though messages waited, (TOO_MANY_STREAMS) when the caller holds too many streams.
+        OUT_OF_RANGE (RESUME_TOKEN_EXPIRED) when changes since the token are no longer kept, or PostgreSQL failed over or
+        was restored in between: read everything anew. RESOURCE_EXHAUSTED (WATCH_TOO_SLOW) when nothing was read from the
+        stream for 30 seconds though messages waited, (TOO_MANY_STREAMS) when the caller holds too many streams.
         UNAVAILABLE (SHUTTING_DOWN) when the server ends. INVALID_ARGUMENT (RESUME_TOKEN_INVALID).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
