@@ -9,13 +9,14 @@ docs/decisions/0010-permissions.md says why.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from kronos_db.runtime.cache.board import Mark, now
 from kronos_db.runtime.cache.engine import Cache, Loaded, Rules
 from kronos_db.runtime.database.changes import tag
 from kronos_db.runtime.errors import BadRequestError
+from kronos_db.runtime.identifiers import canonical_uuid
 from kronos_db.runtime.workers import Gatherer
 from kronos_db.users.access_store import AccessStore, Holding
 from kronos_db.users.account import State
@@ -29,7 +30,7 @@ _ACTIVE = ord(State.ACTIVE)
 
 
 class Question(NamedTuple):
-    """Whether a user has one of the permissions `wanted` in a place."""
+    """Whether a user has one of the permissions `wanted` in a place. The id is a UUID in lower case."""
 
     user_id: str
     wanted: frozenset[str]
@@ -43,7 +44,7 @@ class _Kept(NamedTuple):
 
 
 class Access:
-    """Decisions of one process. User ids are UUIDs in lower case."""
+    """Decisions of one process, for this domain and for others: they may name users by whatever their callers sent."""
 
     def __init__(self, store: AccessStore, cache: Cache) -> None:
         self._store = store
@@ -56,18 +57,21 @@ class Access:
 
     def active(self, user_ids: Sequence[str]) -> frozenset[str]:
         """Return those of `user_ids` that exist, are active and not deleted."""
-        held = self._holdings.get_many(user_ids)
-        return frozenset(user_id for user_id, copy in held.items() if copy[0] == _ACTIVE)
+        keys = {user_id: key for user_id in user_ids if (key := canonical_uuid(user_id))}
+        copies = self._copies_of(set(keys.values()))
+        return frozenset(user_id for user_id, key in keys.items() if (copy := copies.get(key)) and copy[0] == _ACTIVE)
 
     def may(self, questions: Sequence[tuple[str, str, str]]) -> list[bool]:
         """Return for each user id, permission and scope whether the user may do that there; who is unknown may not.
 
         Raises BadRequestError for what is no permission or no scope.
         """
-        return self.allow_all([_question(index, *asked) for index, asked in enumerate(questions)])
+        asked = [_question(index, *each) for index, each in enumerate(questions)]
+        answers = iter(self.allow_all([question for question in asked if question.user_id]))
+        return [bool(question.user_id) and next(answers) for question in asked]
 
     def allows(self, user_id: str, wanted: frozenset[str], where: str) -> bool:
-        """Return whether a user has one of the permissions `wanted` in a place."""
+        """Return whether a user, by its id in lower case, has one of the permissions `wanted` in a place."""
         copy = self._holdings.get(user_id)
         if copy is None:
             return False
@@ -78,7 +82,7 @@ class Access:
 
     def allow_all(self, questions: Sequence[Question]) -> list[bool]:
         """Return the answer to each question; what is not known of any of them is read at once."""
-        copies = self._holdings.get_many(list({question.user_id for question in questions}))
+        copies = self._copies_of({question.user_id for question in questions})
         gives: Mapping[str, frozenset[str]] = self._current().gives
         missing: list[str] = []
         answers = _answers(questions, copies, gives, missing)
@@ -86,6 +90,14 @@ class Access:
             return answers
         gives = {**gives, **self._load_roles(list(set(missing)))}
         return _answers(questions, copies, gives, missing)
+
+    def _copies_of(self, user_ids: Collection[str]) -> Mapping[str, bytes]:
+        if len(user_ids) != 1:
+            return self._holdings.get_many(list(user_ids))
+        # What is asked of one user is gathered with what others ask.
+        (user_id,) = user_ids
+        copy = self._holdings.get(user_id)
+        return {} if copy is None else {user_id: copy}
 
     def _current(self) -> RoleGraph:
         """Return the graph, a new and empty one when it is old or too large."""
@@ -151,4 +163,5 @@ def _question(index: int, user_id: str, permission: str, scope: str) -> Question
         raise BadRequestError.of(f"questions[{index}].permission", "is no permission")
     if where is None:
         raise BadRequestError.of(f"questions[{index}].scope", "is no scope")
-    return Question(user_id, wanted, where)
+    # A text that is no UUID names nobody.
+    return Question(canonical_uuid(user_id) or "", wanted, where)

@@ -137,7 +137,21 @@ def test_who_is_active(database: Database, access: Access, admin_dsn: str) -> No
         admin.execute("UPDATE users.users SET delete_time = now() WHERE id = %s", [col])
 
     assert access.active([ann, ben, col, NOBODY]) == {ann}
-    assert access.active([]) == frozenset()
+    assert access.active([ann]) == access.active([ann, ann]) == {ann}
+    assert access.active([ben]) == access.active([NOBODY]) == access.active([]) == frozenset()
+
+
+def test_a_name_that_is_no_uuid_is_nobody(database: Database, access: Access, statements: list[str]) -> None:
+    ann = user(database)
+    grant(database, ann, role(database, "doc:read").id)
+    nobody = ["", "service:x", "{" + ann + "}", ann + ",", ann.replace("-", "")]
+    statements.clear()
+
+    questions = [(each, "doc:read", "") for each in [*nobody, ann, ann.upper()]]
+    assert access.may(questions) == [False] * 5 + [True] * 2
+    assert access.active([*nobody, ann, ann.upper()]) == {ann, ann.upper()}
+    assert [access.may([each]) for each in questions[:5]] == [[False]] * 5
+    assert statements == ["holdings"]
 
 
 def test_what_is_no_permission_or_scope(access: Access) -> None:
