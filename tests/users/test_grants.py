@@ -15,6 +15,7 @@ from kronos.users.v1 import roles_pb2 as pb
 from kronos.users.v1 import users_pb2
 from kronos.users.v1.users_pb2_grpc import UsersServiceStub
 
+from tests.parts.commit_order import Write, assert_in_commit_order, timed
 from tests.parts.refusal import refused
 from tests.parts.serving import Serving
 from tests.parts.watching import LIMIT
@@ -312,6 +313,34 @@ class TestWatching:
             (user, given.id, made.id),
             ("", "", made.id),
         ]
+
+    def test_concurrent_writers(self, users: UsersServiceStub, watch: Callable[..., Any]) -> None:
+        """Eight writers on four users: each change is told once, and in the order of the commits."""
+        ids = [create(users).id for _ in range(4)]
+        given = role(users).id
+        stream = watch(user_ids=ids)
+
+        def write(number: int) -> list[Write]:
+            writes = []
+            for turn in range(8):
+                made, began, ended = timed(lambda: grant(users, ids[number % 4], given, f"s{number}/{turn}"))  # noqa: B023
+                writes.append(Write(made.id, 1, began, ended))
+                change = pb.UpdateGrantRequest(grant=pb.Grant(id=made.id, expire_time=in_seconds(60)))
+                _, began, ended = timed(lambda: users.UpdateGrant(change))  # noqa: B023
+                writes.append(Write(made.id, 2, began, ended))
+                end = pb.RevokeRoleRequest(grant_id=made.id)
+                _, began, ended = timed(lambda: users.RevokeRole(end))  # noqa: B023
+                writes.append(Write(f"end of {made.id}", 2, began, ended))
+            return writes
+
+        with ThreadPoolExecutor(8) as threads:
+            writes = [each for of in threads.map(write, range(8)) for each in of]
+        told = [next(stream).change for _ in writes]
+
+        ends = {users_pb2.USER_EVENT_ROLE_REVOKED: "end of "}
+        assert_in_commit_order(
+            [(ends.get(change.event, "") + change.grant_id, int(change.etag)) for change in told], writes
+        )
 
     def test_only_what_was_asked_for(self, users: UsersServiceStub, ann: str, watch: Callable[..., Any]) -> None:
         stream = watch(kinds=[users_pb2.WATCHED_KIND_USERS], user_ids=[ann])
