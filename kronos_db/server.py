@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
+from kronos.tokens.v1 import tokens_pb2_grpc
 from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
 
@@ -25,6 +26,7 @@ from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
+from kronos_db.runtime.crypto.sealing import Sealer
 from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.database import Database
@@ -47,20 +49,38 @@ from kronos_db.runtime.ops.background import watch_background
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
-from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
+from kronos_db.runtime.ops.metrics import RpcMetrics, gauges, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
+from kronos_db.tokens.credentials import Credentials
+from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
+from kronos_db.tokens.model import ERRORS as TOKENS_ERRORS
+from kronos_db.tokens.model import Access
+from kronos_db.tokens.service import TokensService, new_introspection
+from kronos_db.tokens.store import TokensStore
+from kronos_db.tokens.upkeep import Purge
+from kronos_db.tokens.uses import Uses
 from kronos_db.users.model import ERRORS as USERS_ERRORS
 from kronos_db.users.passwords import Passwords
 from kronos_db.users.service import UsersService
 from kronos_db.users.store import UsersStore
 
 # The service of each domain, by the name that reflection and health know it by.
-SERVICES = {"users": "kronos.users.v1.UsersService"}
-ERRORS = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, USERS_ERRORS)
+SERVICES = {
+    "users": "kronos.users.v1.UsersService",
+    "tokens": "kronos.tokens.v1.TokensService",
+}
+ERRORS = ErrorTable(
+    RUNTIME_ERRORS,
+    VALIDATION_ERRORS,
+    USERS_ERRORS,
+    TOKENS_ERRORS,
+)
+# What the access policy may grant beside methods.
+CAPABILITIES = (*TOKENS_CAPABILITIES,)
 
 _log = structlog.get_logger(__name__)
 
@@ -85,6 +105,18 @@ class Parts(NamedTuple):
     feed: Feed
     page_tokens: PageTokens
     redis: RedisServer | None
+
+
+class NoAccess:
+    """Stands in for what tells of users: none is active, none may anything."""
+
+    def active(self, user_ids: Sequence[str]) -> frozenset[str]:  # noqa: ARG002  # see above
+        """Return nobody."""
+        return frozenset()
+
+    def may(self, questions: Sequence[tuple[str, str, str]]) -> list[bool]:
+        """Refuse everything."""
+        return [False] * len(questions)
 
 
 class Server:
@@ -119,6 +151,11 @@ class Server:
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
+        tokens = TokensStore(self._databases["tokens"])
+        purge = Purge(self._databases["tokens"], tokens)
+        self._background.append(purge.work)
+        watch_purge(self.registry, purge)
+        self._uses = Uses(tokens.note_uses)
         watch_background(self.registry, self._background, OUTCOMES)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -157,6 +194,7 @@ class Server:
         gc.freeze()
         self._serving.set()
         self._health.start()
+        self._uses.start()
         for work in self._background:
             work.start()
         _log.info("serving", grpc=self.grpc_address, ops=self.ops_address)
@@ -183,6 +221,7 @@ class Server:
         self._core.stop()
         for work in self._background:
             work.stop()
+        self._uses.stop()
         self._caches.stop()
         if self._redis is not None:
             self._redis.close()
@@ -237,12 +276,14 @@ class Server:
         return server
 
     def _policy(self) -> Policy:
-        return load_policy(_access_file(self._settings), self._paths, _public(self._settings, self._paths))
+        public = _public(self._settings, self._paths)
+        return load_policy(_access_file(self._settings), self._paths, public, CAPABILITIES)
 
     def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
         """Build the services; who needs something of another domain gets it here."""
         parts = self._parts(rings)
         users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
+        tokens_pb2_grpc.add_TokensServiceServicer_to_server(self._tokens(parts["tokens"], self._access()), registrar)
 
     def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
         caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
@@ -262,6 +303,35 @@ class Server:
     def _users(self, parts: Parts) -> UsersService:
         passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
         return UsersService(UsersStore(parts.database), passwords, parts.page_tokens, parts.cache, parts.feed)
+
+    def _access(self) -> Access:
+        """Return what tells of users, for those who decide by it."""
+        return NoAccess()
+
+    def _tokens(self, parts: Parts, access: Access) -> TokensService:
+        ring, store = parts.ring, TokensStore(parts.database)
+        credentials = Credentials(self._masters, ring.subkey("token mark"), ring.subkey("jwt id"))
+        introspection = new_introspection(store, credentials, parts.cache, access, self._uses.note)
+        return TokensService(
+            store,
+            credentials,
+            introspection,
+            access=access,
+            sealer=Sealer(ring),
+            page_tokens=parts.page_tokens,
+            feed=parts.feed,
+        )
+
+
+def watch_purge(registry: CollectorRegistry, purge: Purge) -> None:
+    """Register the metric of tokens that wait to be removed."""
+    gauges(
+        registry,
+        "kronos_db_tokens_purge_lag_seconds",
+        "For how long the oldest token that can be removed has been so; told by the process that removes them.",
+        [],
+        lambda: [] if purge.lag is None else [((), purge.lag)],
+    )
 
 
 def _access_file(settings: Settings) -> Path:
