@@ -315,7 +315,7 @@ class Server:
     def _tokens(self, parts: Parts, access: Access) -> TokensService:
         ring, store = parts.ring, TokensStore(parts.database)
         credentials = Credentials(self._masters, ring.subkey("token mark"), ring.subkey("jwt id"))
-        introspection = new_introspection(store, credentials, parts.cache, access, self._uses.note)
+        introspection = new_introspection(store, credentials, parts.cache, access, self._uses)
         return TokensService(
             store,
             credentials,

@@ -15,6 +15,7 @@ from kronos_db.runtime.cache.engine import Loaded as LoadedCopy
 from kronos_db.runtime.database.changes import tag
 from kronos_db.tokens.credentials import Credentials, Presented
 from kronos_db.tokens.model import TOKEN, Access, Loaded, Reason, Scope, State, SubjectKind, Token
+from kronos_db.tokens.uses import Uses
 
 _REASONS = {
     State.ACTIVE: Reason.NONE,
@@ -23,9 +24,12 @@ _REASONS = {
     State.USED: Reason.USED,
     State.IDLE: Reason.IDLE,
 }
+# In place of a reason: the token is active, and will have ended in a moment unless this use is written first.
+_URGENT = 255
 # Where in a copy what begins: the hash, one byte with the reason, the user's id, the answer.
 _HASH, _USER, _ANSWER = 32, 33, 69
-_NOBODY = b" " * (_ANSWER - _USER)
+_BLANK = 32
+_NOBODY = bytes((_BLANK,)) * (_ANSWER - _USER)
 _NO_HASH = bytes(_HASH)
 
 # A text that was presented, or the `jti` of a JWT.
@@ -40,7 +44,7 @@ class Examined(NamedTuple):
 
 
 class Introspection:
-    """Examines tokens. `answer` makes the bytes of what is told of an active one; `note` is told of each use."""
+    """Examines tokens. `answer` makes the bytes of what is told of an active one; `uses` are told of each use."""
 
     def __init__(
         self,
@@ -50,13 +54,14 @@ class Introspection:
         cache: Cache,
         access: Access,
         answer: Callable[[Token], bytes],
-        note: Callable[[str], None],
+        uses: Uses,
     ) -> None:
         self._read = credentials.read
         self._jwt_record_id = credentials.jwt_record_id
         self._load = load
         self._answer = answer
-        self._note = note
+        self._note = uses.note
+        self._note_now = uses.note_now
         self._active = access.active
         self._copies = cache.kind(Rules("tokens"), self._load_copies)
         self._get = self._copies.get
@@ -80,7 +85,7 @@ class Introspection:
         ]
         ids = {each.id for each in presented if isinstance(each, Presented)}
         copies = self._copies.get_many(list(ids)) if ids else {}
-        users = {value[_USER:_ANSWER].decode() for value in copies.values() if not value[_HASH] and value[_USER] != 32}  # noqa: PLR2004  # a blank
+        users = {value[_USER:_ANSWER].decode() for value in copies.values() if value[_USER] != _BLANK}
         active = self._active(tuple(users)) if users else frozenset()
         return [
             self._judged(each, copies.get(each.id), active) if isinstance(each, Presented) else Examined(each, b"")
@@ -96,15 +101,15 @@ class Introspection:
         if value is None or not compare_digest(value[:_HASH], presented.hash):
             return Examined(Reason.UNKNOWN, b"")
         reason = value[_HASH]
-        if reason:
+        if reason and reason != _URGENT:
             return Examined(reason, b"")
         if not self._has_active_user(value, active):
             return Examined(Reason.SUBJECT_INACTIVE, b"")
-        self._note(presented.id)
+        (self._note_now if reason else self._note)(presented.id)
         return Examined(0, value[_ANSWER:])
 
     def _has_active_user(self, value: bytes, active: frozenset[str] | None = None) -> bool:
-        if value[_USER] == 32:  # noqa: PLR2004  # a blank: no user
+        if value[_USER] == _BLANK:
             return True
         user = value[_USER:_ANSWER].decode()
         return user in (self._active((user,)) if active is None else active)
@@ -115,11 +120,13 @@ class Introspection:
     def _copy(self, loaded: Loaded) -> LoadedCopy:
         token = loaded.token
         user = token.subject.encode() if token.subject_kind == SubjectKind.USER else _NOBODY
+        hash_ = loaded.hash or _NO_HASH
         reason = _REASONS[State(token.state)]
-        head = (loaded.hash or _NO_HASH) + bytes((reason,)) + user
         if reason:
             # What is over stays so, until somebody changes it.
-            return LoadedCopy(head, _tags(token))
+            return LoadedCopy(hash_ + bytes((reason,)) + user, _tags(token))
+        urgent = loaded.valid_for is not None and loaded.valid_for <= 0
+        head = hash_ + bytes((_URGENT if urgent else reason,)) + user
         return LoadedCopy(head + self._answer(token), _tags(token), loaded.valid_for)
 
 

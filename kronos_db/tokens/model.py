@@ -79,9 +79,10 @@ CAPABILITIES = (REASON_CAPABILITY,)
 
 # Seconds. A use is noted once in so many by each process, and written so many later at most.
 SEEN_EVERY, SEEN_WITHIN = 60.0, 5.0
-# A token ends for want of use so much later than its idle_timeout says: more than the two above, so that a process that
-# knows an older use never ends one that another has just seen used, even if that other is killed. See `idle_slack` of
-# queries.sql.
+# So much older than the last use can what is stored of it be, in whole seconds: `seen_lag` of queries.sql.
+SEEN_LAG = 65
+# A token ends for want of use so much later than its idle_timeout says: `idle_slack` of queries.sql. More than the lag,
+# so that a process that knows an older use never ends one that another has just seen used, even if that one was killed.
 IDLE_SLACK = 90
 # For how long rows are kept after a token is over: a refresh token that is presented again is recognised as long.
 KEPT = 7 * 86_400

@@ -16,6 +16,10 @@ CROSS JOIN LATERAL (
 -- IDLE_SLACK of the model, in seconds.
 90
 
+-- fragment: seen_lag
+-- SEEN_LAG of the model, in seconds.
+65
+
 -- fragment: idle_time
 -- When a token ends for want of use. Uses are noted late, hence the slack.
 token.seen_time + make_interval(secs => token.idle_seconds + {idle_slack})
@@ -38,9 +42,12 @@ token.idle_seconds, token.access_seconds, token.grace_seconds, token.jwt_id, tok
 token.seen_time, token.use_time, COALESCE(token.revoke_time, cut.revoke_time), token.version, {state}
 
 -- name: load
--- Tokens by id, with hash and for how many seconds the state stays, unless something is changed.
+-- Tokens by id, with hash and for how many seconds the state stays, unless something is changed. Of a token that ends
+-- for want of use: until it would have ended, had every use been noted.
 SELECT token.hash,
-    extract(epoch FROM LEAST(token.expire_time, {idle_time}) - clock_timestamp())::float8,
+    extract(epoch FROM LEAST(
+        token.expire_time, token.seen_time + make_interval(secs => token.idle_seconds + {seen_lag})
+    ) - clock_timestamp())::float8,
     {columns}
 FROM tokens.token
 {cut}

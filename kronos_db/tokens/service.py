@@ -27,6 +27,7 @@ from kronos_db.tokens.credentials import Credentials, Presented, Secret
 from kronos_db.tokens.introspection import Examined, Introspection
 from kronos_db.tokens.model import Kind, NewToken, Token
 from kronos_db.tokens.store import TokensStore
+from kronos_db.tokens.uses import Uses
 
 # Revocations of before that a watcher is told of: those that have one message each bear some 100 bytes.
 MOST_IN_SNAPSHOT = 10_000
@@ -283,11 +284,11 @@ class TokensService(TokensServiceServicer):
 
 
 def new_introspection(
-    store: TokensStore, credentials: Credentials, cache: Cache, access: model.Access, note: Callable[[str], None]
+    store: TokensStore, credentials: Credentials, cache: Cache, access: model.Access, uses: Uses
 ) -> Introspection:
     """Return what examines tokens, with answers as this service gives them."""
     return Introspection(
-        credentials, load=store.load, cache=cache, access=access, answer=messages.introspected, note=note
+        credentials, load=store.load, cache=cache, access=access, answer=messages.introspected, uses=uses
     )
 
 

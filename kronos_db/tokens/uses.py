@@ -56,6 +56,11 @@ class Uses:
         self._noted.add(token_id)
         self._waiting[token_id] = time.monotonic()
 
+    def note_now(self, token_id: str) -> None:
+        """Write that a token is used now."""
+        self._noted.add(token_id)
+        self._write([(token_id, 0.0)])
+
     def start(self) -> None:
         """Write from now on."""
         self._thread.start()
