@@ -50,9 +50,9 @@ class Uses:
         if len(self._noted) >= self._most:
             self._noted = set()
             self._flushed()
-            if len(self._waiting) >= self._most:
-                # Nothing can be written. Without the database copies are not answered from for long.
-                return
+        if len(self._waiting) >= self._most:
+            # Nothing can be written. Without the database copies are not answered from for long.
+            return
         self._noted.add(token_id)
         self._waiting[token_id] = time.monotonic()
 
