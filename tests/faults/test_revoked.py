@@ -21,7 +21,7 @@ from kronos.tokens.v1 import tokens_pb2 as pb
 from kronos.tokens.v1.tokens_pb2_grpc import TokensServiceStub
 
 from kronos_db.embedded.redis import EmbeddedRedis
-from tests.faults.test_stale import Pair, Storm, own_redis, pair  # noqa: F401  # a fixture
+from tests.faults.test_stale import Pair, Storm, pair
 from tests.parts.eventually import eventually
 from tests.parts.fleet import Fleet
 from tests.parts.slow_server import FAULTS
