@@ -46,11 +46,11 @@ from kronos_db.runtime.interceptors.policy import Policy, load_policy
 from kronos_db.runtime.interceptors.transport import ListenError, Transport, listen, read_credentials
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops import saturation
-from kronos_db.runtime.ops.background import watch_background
+from kronos_db.runtime.ops.background import watch_background, watch_lag
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
-from kronos_db.runtime.ops.metrics import RpcMetrics, gauges, new_registry
+from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.redis import RedisServer
@@ -156,7 +156,7 @@ class Server:
         tokens = TokensStore(self._databases["tokens"])
         purge = Purge(self._databases["tokens"], tokens)
         self._background.append(purge.work)
-        watch_purge(self.registry, purge)
+        watch_lag(self.registry, {("tokens", purge.work.name): lambda: purge.lag})
         self._uses = Uses(tokens.note_uses)
         watch_background(self.registry, self._background, OUTCOMES)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
@@ -325,17 +325,6 @@ class Server:
             page_tokens=parts.page_tokens,
             feed=parts.feed,
         )
-
-
-def watch_purge(registry: CollectorRegistry, purge: Purge) -> None:
-    """Register the metric of tokens that wait to be removed."""
-    gauges(
-        registry,
-        "kronos_db_tokens_purge_lag_seconds",
-        "For how long the oldest token that can be removed has been so; told by the process that removes them.",
-        [],
-        lambda: [] if purge.lag is None else [((), purge.lag)],
-    )
 
 
 def _access_file(settings: Settings) -> Path:

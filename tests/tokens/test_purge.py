@@ -147,8 +147,10 @@ def test_it_stops_when_it_is_told_to(world: World) -> None:
 
 
 def test_the_lag_is_told_by_the_process_that_purges(fresh_serving: Serving) -> None:
+    labels = {"domain": "tokens", "work": "purge-tokens"}
+
     def lag() -> float | None:
-        return fresh_serving.server.registry.get_sample_value("kronos_db_tokens_purge_lag_seconds")
+        return fresh_serving.server.registry.get_sample_value("kronos_db_background_lag_seconds", labels)
 
     eventually(lambda: lag() == 0.0, 20)
 
