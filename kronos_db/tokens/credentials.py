@@ -24,6 +24,7 @@ from kronos_db.tokens.model import Kind, Reason
 FORM = re.compile(r"kr[srak]_([0-9a-f]{8})([0-9a-f]{32})[0-9A-Za-z]{43}[0-9a-f]{8}", re.ASCII)
 _PREFIXES = {Kind.SESSION: "krs_", Kind.REFRESH: "krr_", Kind.ACCESS: "kra_", Kind.API_KEY: "krk_"}
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_PAIRS = [first + second for first in _DIGITS for second in _DIGITS]
 _SECRET_BYTES, _SECRET_DIGITS = 32, 43
 _CHECKSUM = 8
 _MARK_BYTES = 4
@@ -123,8 +124,10 @@ def _secret(kind: Kind, token_id: UUID, bits: bytes, pepper: _Pepper) -> Secret:
 
 def _base62(bits: bytes) -> str:
     number = int.from_bytes(bits, "big")
-    digits = []
-    for _ in range(_SECRET_DIGITS):
-        number, digit = divmod(number, 62)
-        digits.append(_DIGITS[digit])
-    return "".join(reversed(digits))
+    pairs = []
+    for _ in range(_SECRET_DIGITS // 2):
+        number, pair = divmod(number, len(_PAIRS))
+        pairs.append(_PAIRS[pair])
+    pairs.append(_DIGITS[number])
+    pairs.reverse()
+    return "".join(pairs)

@@ -16,6 +16,7 @@ from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.identifiers import canonical_uuid
 from kronos_db.runtime.timestamps import from_timestamp, set_timestamp
 from kronos_db.tokens import model
+from kronos_db.tokens.credentials import Secret
 
 _MAX_CLAIMS_BYTES = 8 * 1024
 UPDATABLE = ("claims", "sensitive_claims", "expire_time")
@@ -94,8 +95,10 @@ def introspected(token: model.Token) -> bytes:
     return message.SerializeToString()
 
 
-def new_token(message: pb.Token, path: str, token_id: UUID, kind: model.Kind) -> model.NewToken:
-    """Return the token to be stored that a request describes, without a hash. Raises BadRequestError."""
+def new_token(
+    message: pb.Token, path: str, token_id: UUID, kind: model.Kind, secret: Secret | None = None
+) -> model.NewToken:
+    """Return the token to be stored that a request describes. Raises BadRequestError."""
     subject = _subject(message, path)
     expire_time = future(message, path)
     if expire_time is None and kind is not model.Kind.API_KEY:
@@ -106,8 +109,8 @@ def new_token(message: pb.Token, path: str, token_id: UUID, kind: model.Kind) ->
         id=str(token_id),
         family_id=message.family_id,
         kind=kind,
-        hash=None,
-        mark="",
+        hash=secret.hash if secret else None,
+        mark=secret.mark if secret else "",
         subject_kind=message.subject_kind,
         subject=subject,
         client_id=message.client_id,

@@ -64,16 +64,11 @@ WHERE token.id = %(id)s::uuid;
 -- Adds tokens, and passes over JWTs that are there already. They share a number: all that counts is that it is drawn now.
 WITH new AS (
     SELECT *
-    FROM unnest(
-        %(ids)s::uuid[], %(family_ids)s::uuid[], %(kinds)s::smallint[], %(hashes)s::bytea[], %(marks)s::text[],
-        %(subject_kinds)s::smallint[], %(subjects)s::text[], %(client_ids)s::text[], %(device_ids)s::text[],
-        %(device_names)s::text[], %(ip_addresses)s::text[], %(scopes)s::text[], %(claims)s::jsonb[],
-        %(sensitive_claims)s::text[], %(jwt_ids)s::text[], %(issue_times)s::timestamptz[],
-        %(expire_times)s::timestamptz[], %(idle_seconds)s::integer[], %(access_seconds)s::integer[],
-        %(grace_seconds)s::integer[]
-    ) AS item (
-        id, family_id, kind, hash, mark, subject_kind, subject, client_id, device_id, device_name, ip_address, scope,
-        claims, sensitive_claims, jwt_id, issue_time, expire_time, idle_seconds, access_seconds, grace_seconds
+    FROM json_to_recordset(%(rows)s::json) AS item (
+        id uuid, family_id uuid, kind smallint, hash bytea, mark text, subject_kind smallint, subject text,
+        client_id text, device_id text, device_name text, ip_address text, scope text, claims jsonb,
+        sensitive_claims text, jwt_id text, issue_time timestamptz, expire_time timestamptz, idle_seconds integer,
+        access_seconds integer, grace_seconds integer
     )
 ), drawn AS MATERIALIZED (
     SELECT nextval('tokens.number') AS number

@@ -65,11 +65,11 @@ class TokensService(TokensServiceServicer):
         kind = messages.issued_kind(request.token, "token")
         token_id = uuid7()
         secrets = [self._credentials.make(kind, token_id)]
-        new = [_hashed(messages.new_token(request.token, "token", token_id, kind), secrets[0])]
+        new = [messages.new_token(request.token, "token", token_id, kind, secrets[0])]
         if kind is Kind.REFRESH:
             access_id = uuid7()
             secrets.append(self._credentials.make(Kind.ACCESS, access_id))
-            new.append(_hashed(_access_of(new[0], access_id), secrets[1]))
+            new.append(_access_of(new[0], access_id, secrets[1]))
         call = Call.of(context)
 
         def reply(tokens: list[Token]) -> pb.IssueTokenResponse:
@@ -292,15 +292,13 @@ def new_introspection(
     )
 
 
-def _hashed(new: NewToken, secret: Secret) -> NewToken:
-    return replace(new, hash=secret.hash, mark=secret.mark)
-
-
-def _access_of(refresh: NewToken, access_id: UUID) -> NewToken:
+def _access_of(refresh: NewToken, access_id: UUID, secret: Secret) -> NewToken:
     """Return the access token that is issued with a refresh token."""
     return replace(
         refresh,
         id=str(access_id),
+        hash=secret.hash,
+        mark=secret.mark,
         kind=Kind.ACCESS,
         expire_time=messages.sooner(refresh.expire_time, refresh.access_seconds),
         idle_seconds=None,
