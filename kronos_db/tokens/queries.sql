@@ -257,10 +257,18 @@ ORDER BY token.revoke_time DESC
 LIMIT %(limit)s;
 
 -- name: cutoffs
--- Revocations of many tokens, the latest first: with a time before which their families began.
+-- Revocations of many tokens, the latest first: with a time before which their families began. Of families, of which
+-- every sign-out revokes one, those alone that have a JWT.
 SELECT key, GREATEST(before, CASE WHEN number > 0 THEN revoke_time END), revoke_time
 FROM tokens.cutoff
-WHERE number > 0 OR before > '-infinity'
+WHERE (number > 0 OR before > '-infinity')
+    AND CASE WHEN key LIKE 'family:%%' THEN EXISTS (
+            SELECT FROM tokens.token
+            WHERE family_id = split_part(key, ':', 2)::uuid AND revoke_time IS NULL AND kind = 5
+                AND expire_time > now()
+        )
+        ELSE true
+    END
 ORDER BY revoke_time DESC
 LIMIT %(limit)s;
 

@@ -16,6 +16,8 @@ from kronos.tokens.v1 import tokens_pb2 as pb
 from kronos.tokens.v1.tokens_pb2_grpc import TokensServiceStub
 
 from kronos_db.embedded.redis import EmbeddedRedis
+from kronos_db.tokens.store import TokensStore
+from tests.parts.refusal import refused
 from tests.parts.serving import Serving
 from tests.tokens.population import is_active, new, outcome, refresh, register, rotate
 
@@ -107,6 +109,31 @@ def test_nothing_that_was_found_is_accepted(running: Serving, redis_server: Embe
         assert not any(each.active for each in answer.introspections)
     for word in words[:200]:
         assert outcome(rotate(tokens, word[:8192])) == "REJECTED"
+
+
+def test_no_secret_is_in_the_log(
+    database: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = Serving(tmp_path, database, log_level="debug")
+    serving.start()
+    try:
+        tokens = TokensServiceStub(serving.channel_of("operator"))
+        first = refresh(tokens, ip_address="192.0.2.77", sensitive_claims="sesame").issued
+        second = rotate(tokens, first.secret).refresh
+        # Refused, reused, and failed for a reason that nobody foresaw.
+        refused(lambda: is_active(tokens, first.secret + "x" * 8192))
+        assert outcome(rotate(tokens, rotate(tokens, second.secret).refresh.secret)) == "ROTATED"
+        assert outcome(rotate(tokens, first.secret)) == "REUSE_DETECTED"
+        monkeypatch.setattr(TokensStore, "revoke", lambda *_: 1 // 0)
+        assert refused(lambda: tokens.RevokeToken(pb.RevokeTokenRequest(token=second.secret))).code == "INTERNAL"
+    finally:
+        serving.stop()
+
+    logged = "".join(capfd.readouterr())
+    assert "ZeroDivisionError" in logged
+    assert "a refresh token was presented again" in logged
+    for value in (first.secret, second.secret, first.secret[44:-8], second.secret[44:-8], "192.0.2.77", "sesame"):
+        assert value not in logged
 
 
 def test_a_hash_in_the_place_of_a_secret_is_refused(running: Serving) -> None:

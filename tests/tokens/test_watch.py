@@ -47,8 +47,10 @@ def own(fresh_serving: Serving) -> TokensServiceStub:
 
 def test_what_was_revoked_before_comes_first(own: TokensServiceStub) -> None:
     jwts = [register(own) for _ in range(3)]
-    family = refresh(own).issued
+    family, no_jwt = refresh(own).issued, refresh(own).issued
+    register(own, family_id=family.token.family_id)
     session = issue(own).issued
+    own.RevokeToken(pb.RevokeTokenRequest(token=no_jwt.secret))
     own.RevokeToken(pb.RevokeTokenRequest(jwt_id=jwts[0].jwt_id))
     own.RevokeToken(pb.RevokeTokenRequest(token=family.secret))
     # Nothing to those who verify JWTs alone.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,10 @@ def _claim(claims: dict[str, str], caller: str, values: Iterable[str], form: re.
             raise PolicyError(f"callers.{caller} and callers.{claims[value]} claim the same {what}")
 
 
-def _known(names: Iterable[str], capabilities: frozenset[str]) -> frozenset[str]:
+def _known(names: Sequence[str], capabilities: frozenset[str]) -> frozenset[str]:
+    """Return the capabilities that the names are; `*` is all of them."""
+    if "*" in names:
+        return capabilities
     for name in names:
         if name not in capabilities:
             raise PolicyError(f"{name} names no capability of this server; known: {', '.join(sorted(capabilities))}")

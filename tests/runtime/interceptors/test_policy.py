@@ -44,6 +44,10 @@ def test_a_star_allows_everything(tmp_path: Path) -> None:
     assert _load(tmp_path, '[callers.ann]\nallow = ["*"]').allowed["ann"] == frozenset(_METHODS)
 
 
+def test_a_star_grants_everything(tmp_path: Path) -> None:
+    assert _load(tmp_path, '[callers.ann]\nallow = ["*"]\nmay = ["*"]').may["ann"] == {"a.whisper", "b.shout"}
+
+
 _REFUSALS = {
     "unknown key": ('open = ["*"]\n[callers.ann]\nallow = ["*"]', "the file has an unknown key open"),
     "unknown key of a caller": ('[callers.ann]\nallow = ["*"]\ntoken = []', "callers.ann has an unknown key token"),

@@ -1270,7 +1270,7 @@ class WatchRevocationsResponse(_message.Message):
     @_builtins.property
     def snapshot(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revocation]:
         """In the first message of a stream without a resume token: what was revoked before and still matters, the latest first,
-        at most 10,000.
+        at most 10,000. Of families those alone that have a JWT which is registered and not expired.
         """
 
     @_builtins.property
