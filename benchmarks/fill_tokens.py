@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -79,7 +80,10 @@ class Filler:
         """Add so many that nobody asks for."""
         with psycopg.connect(self._dsn, autocommit=True) as connection:
             for first in range(1, number + 1, _STEP):
-                connection.execute(_STUFF, (first, min(first + _STEP - 1, number)))
+                last = min(first + _STEP - 1, number)
+                connection.execute(_STUFF, (first, last))
+                print(f"\rcreating tokens: {last:,} of {number:,}", end="", file=sys.stderr)
+        print(file=sys.stderr)
         self._settle()
 
     def _settle(self) -> None:
