@@ -170,7 +170,8 @@ WITH concerned AS (
     SET number = GREATEST(cutoff.number, %(number)s::bigint),
         before = GREATEST(cutoff.before, %(before)s::timestamptz),
         revoke_time = clock_timestamp(),
-        until = GREATEST(cutoff.until, concerned.until)
+        until = GREATEST(cutoff.until, concerned.until),
+        marked = false
     FROM concerned
     WHERE cutoff.key = %(key)s
     RETURNING cutoff.revoke_time
@@ -257,27 +258,22 @@ ORDER BY token.revoke_time DESC
 LIMIT %(limit)s;
 
 -- name: cutoffs
--- Revocations of many tokens, the latest first: with a time before which their families began. Of families, of which
--- every sign-out revokes one, those alone that have a JWT.
+-- Revocations of many tokens, the latest first: with a time before which their families began. Of families those alone
+-- that had a JWT.
 SELECT key, GREATEST(before, CASE WHEN number > 0 THEN revoke_time END), revoke_time
 FROM tokens.cutoff
-WHERE (number > 0 OR before > '-infinity')
-    AND CASE WHEN key LIKE 'family:%%' THEN EXISTS (
-            SELECT FROM tokens.token
-            WHERE family_id = split_part(key, ':', 2)::uuid AND revoke_time IS NULL AND kind = 5
-                AND expire_time > now()
-        )
-        ELSE true
-    END
+WHERE (key NOT LIKE 'family:%%' OR until > revoke_time)
+    AND (key NOT LIKE 'family:%%' OR until > now())
+    AND (number > 0 OR before > '-infinity')
 ORDER BY revoke_time DESC
 LIMIT %(limit)s;
 
--- name: old_cutoffs
--- Revocations of many tokens that are older than any transaction, after a key.
+-- name: unmarked
+-- Revocations of many tokens whose tokens are to be marked: older than any transaction that may still add one.
 SELECT key, number, before::text
 FROM tokens.cutoff
-WHERE revoke_time < now() - interval '1 day' AND key > %(after)s
-ORDER BY key
+WHERE NOT marked AND revoke_time < now() - interval '1 hour'
+ORDER BY revoke_time
 LIMIT 100;
 
 -- fragment: marked
@@ -321,11 +317,16 @@ WHERE cutoff.key = %(key)s AND token.revoke_time IS NULL AND token.id = ANY(ARRA
 -- Marks some of all tokens.
 {marked} AND token.grant_time < %(before)s::timestamptz AND %(value)s = '' {some}
 
--- name: drop_cutoff
--- Removes a cutoff whose tokens are marked, when nobody needs to be told of it any more.
+-- name: marked_all
+-- Notes that all tokens of a cutoff are marked, unless it was moved meanwhile.
+UPDATE tokens.cutoff
+SET marked = true
+WHERE key = %(key)s AND number = %(number)s::bigint AND before = %(before)s::timestamptz;
+
+-- name: drop_cutoffs
+-- Removes some cutoffs whose tokens are marked, when nobody needs to be told of them any more.
 DELETE FROM tokens.cutoff
-WHERE key = %(key)s AND number = %(number)s::bigint AND before = %(before)s::timestamptz AND until < now()
-    AND revoke_time < now() - interval '1 day';
+WHERE key = ANY(ARRAY(SELECT key FROM tokens.cutoff WHERE marked AND until < now() LIMIT 1000 FOR UPDATE SKIP LOCKED));
 
 -- name: purge
 -- Removes some tokens that are over for long; whoever else purges takes others.

@@ -259,20 +259,16 @@ class TokensStore:
 
     def mark_cutoffs(self, held: Callable[[], bool]) -> None:
         """Mark the tokens of older revocations one by one, and remove the revocations that nobody needs any more."""
-        after = ""
-        while held():
-            params = {"after": after}
-            cutoffs = self._database.fetch_all(self._queries["old_cutoffs"], params, lambda *row: row)
+        while held() and (cutoffs := self._database.fetch_all(self._queries["unmarked"], {}, lambda *row: row)):
             for key, number, before in cutoffs:
                 scope, _, value = key.partition(":")
                 of_it = {"key": key, "number": number, "before": before, "value": value, "kept": KEPT}
                 while held() and self._database.execute(self._queries[f"mark_{scope}"], of_it):
                     pass
                 if held():
-                    self._database.execute(self._queries["drop_cutoff"], of_it)
-            if not cutoffs:
-                return
-            after = cutoffs[-1][0]
+                    self._database.execute(self._queries["marked_all"], of_it)
+        while held() and self._database.execute(self._queries["drop_cutoffs"], {}):
+            pass
 
     def purge(self) -> int:
         """Remove some tokens that are over for long; return how many."""

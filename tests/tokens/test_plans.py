@@ -27,8 +27,10 @@ SELECT md5(n::text)::uuid, md5('f' || n / 10)::uuid, CASE WHEN n % 100 = 0 THEN 
 FROM generate_series(1, {ROWS}) AS n, LATERAL (SELECT timestamptz '2026-01-01 UTC' + n * interval '1 s') AS t (at)
 """
 CUTOFFS = """
-INSERT INTO tokens.cutoff SELECT 'subject:x' || n, n, '-infinity', now() - n * interval '1 s', now()
-FROM generate_series(1, 10000) AS n
+INSERT INTO tokens.cutoff SELECT
+    CASE WHEN n % 100 = 0 THEN 'subject:x' ELSE 'family:' END || md5(n::text)::uuid, n, '-infinity', at,
+    CASE WHEN n % 10 = 0 OR n % 500 = 1 THEN at ELSE now() + interval '1 day' END, n % 10 <> 0
+FROM generate_series(1, 10000) AS n, LATERAL (SELECT now() - n * interval '1 min') AS t (at)
 """
 
 
@@ -92,6 +94,9 @@ EXPECTED = [
     ("purge_idle", {"kept": 1}, "token_idle"),
     ("purge_lag", {}, "token_purge_time"),
     ("revoked_jwts", {"limit": 10}, "token_revoked_jwt"),
+    ("cutoffs", {"limit": 10}, "cutoff_told"),
+    ("unmarked", {}, "cutoff_unmarked"),
+    ("drop_cutoffs", {}, "cutoff_marked"),
 ]
 
 

@@ -68,11 +68,17 @@ CREATE INDEX token_revoked_jwt ON tokens.token (revoke_time) WHERE kind = 5 AND 
 
 -- Revocations of many tokens: by what, `subject:ANN` for one. All with a number up to `number` are revoked, and all
 -- whose family began before `before`. `until` is when the last JWT expires that was revoked: so long those who verify
--- JWTs alone have to be told. A row can go when its tokens are marked one by one.
+-- JWTs alone have to be told. `marked`: its tokens are marked one by one, so that the row can go after that time.
 CREATE TABLE tokens.cutoff (
     key text COLLATE "C" PRIMARY KEY,
     number bigint NOT NULL,
     before timestamptz NOT NULL,
     revoke_time timestamptz NOT NULL,
-    until timestamptz NOT NULL
+    until timestamptz NOT NULL,
+    marked boolean NOT NULL DEFAULT false
 );
+-- What those who verify JWTs alone are told. Every sign-out revokes a family, and few of these have a JWT.
+CREATE INDEX cutoff_told ON tokens.cutoff (revoke_time) WHERE key NOT LIKE 'family:%' OR until > revoke_time;
+-- What is to be marked, and what can go.
+CREATE INDEX cutoff_unmarked ON tokens.cutoff (revoke_time) WHERE NOT marked;
+CREATE INDEX cutoff_marked ON tokens.cutoff (until) WHERE marked;
