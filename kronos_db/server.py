@@ -153,11 +153,11 @@ class Server:
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
-        tokens = TokensStore(self._databases["tokens"])
-        purge = Purge(self._databases["tokens"], tokens)
+        self._token_store = TokensStore(self._databases["tokens"])
+        purge = Purge(self._databases["tokens"], self._token_store)
         self._background.append(purge.work)
         watch_lag(self.registry, {("tokens", purge.work.name): lambda: purge.lag})
-        self._uses = Uses(tokens.note_uses)
+        self._uses = Uses(self._token_store.note_uses)
         watch_background(self.registry, self._background, OUTCOMES)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -313,7 +313,7 @@ class Server:
         return NoAccess()
 
     def _tokens(self, parts: Parts, access: Access) -> TokensService:
-        ring, store = parts.ring, TokensStore(parts.database)
+        ring, store = parts.ring, self._token_store
         credentials = Credentials(self._masters, ring.subkey("token mark"), ring.subkey("jwt id"))
         introspection = new_introspection(store, credentials, parts.cache, access, self._uses)
         return TokensService(

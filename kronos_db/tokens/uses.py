@@ -10,7 +10,7 @@ import structlog
 
 from kronos_db.tokens.model import SEEN_EVERY, SEEN_WITHIN
 
-# Of so many tokens uses are gathered; more are written by the call that would be too many.
+# The uses of so many tokens are remembered as noted; beyond that they are noted again.
 MOST = 50_000
 _BATCH = 1_000
 # Seconds that the thread gets to write the last uses.
@@ -38,7 +38,8 @@ class Uses:
         self._waiting: dict[str, float] = {}
         self._forget_at = time.monotonic() + every
         self._failing = False
-        self._stopped = threading.Event()
+        self._stopping = False
+        self._due = threading.Event()
         # One at a time: what is being written counts as written only when it is.
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="token uses", daemon=True)
@@ -48,9 +49,10 @@ class Uses:
         if token_id in self._noted:
             return
         if len(self._noted) >= self._most:
+            # Not written here: whoever waits for a lock in a call may wait for a call of its own thread.
             self._noted = set()
-            self._flushed()
-        if len(self._waiting) >= self._most:
+            self._due.set()
+        if len(self._waiting) >= 2 * self._most:
             # Nothing can be written. Without the database copies are not answered from for long.
             return
         self._noted.add(token_id)
@@ -67,7 +69,8 @@ class Uses:
 
     def stop(self) -> None:
         """Write what is left, and stop."""
-        self._stopped.set()
+        self._stopping = True
+        self._due.set()
         if self._thread.is_alive():
             self._thread.join(_PATIENCE)
 
@@ -92,7 +95,9 @@ class Uses:
         return uses
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._within):
+        while not self._stopping:
+            self._due.wait(self._within)
+            self._due.clear()
             if time.monotonic() >= self._forget_at:
                 self._noted = set()
                 self._forget_at = time.monotonic() + self._every
