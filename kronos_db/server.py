@@ -287,7 +287,9 @@ class Server:
         """Build the services; who needs something of another domain gets it here."""
         parts = self._parts(rings)
         users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
-        tokens_pb2_grpc.add_TokensServiceServicer_to_server(self._tokens(parts["tokens"], self._access()), registrar)
+        # Others that ask whose a token is get `Identities(tokens.introspection)`.
+        tokens = self._tokens(parts["tokens"], self._access())
+        tokens_pb2_grpc.add_TokensServiceServicer_to_server(tokens, registrar)
 
     def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
         caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)

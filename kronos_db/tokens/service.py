@@ -53,7 +53,7 @@ class TokensService(TokensServiceServicer):
     ) -> None:
         self._store = store
         self._credentials = credentials
-        self._introspection = introspection
+        self.introspection = introspection
         self._examine = introspection.examine
         self._access = access
         self._sealer = sealer
@@ -118,7 +118,7 @@ class TokensService(TokensServiceServicer):
         keys = [(each.jwt_id, True) if each.jwt_id else (each.token, False) for each in request.requests]
         response = pb.BatchIntrospectTokensResponse()
         add = response.introspections.add
-        for reason, answer in self._introspection.examine_many(keys):
+        for reason, answer in self.introspection.examine_many(keys):
             if reason:
                 _fill_inactive(add(), reason, context)
             else:
@@ -240,7 +240,7 @@ class TokensService(TokensServiceServicer):
 
     def _examined(self, request: Any) -> Examined:
         if request.HasField("jwt_id"):
-            return self._introspection.examine_jwt(request.jwt_id)
+            return self.introspection.examine_jwt(request.jwt_id)
         return self._examine(request.token)
 
     def _outcome(self, token: pb.Token, request: pb.CheckTokenRequest) -> pb.CheckOutcome.ValueType:
@@ -263,7 +263,7 @@ class TokensService(TokensServiceServicer):
             str(access_id),
             access.hash,
             self._credentials.mark,
-            self._introspection.subject_is_active(presented.id),
+            self.introspection.subject_is_active(presented.id),
         )
 
     def _rotated(self, rotation: model.Rotation, text: str, call: Call) -> pb.RotateRefreshTokenResponse:

@@ -9,6 +9,8 @@ import pytest
 from kronos.tokens.v1.tokens_pb2_grpc import TokensServiceStub
 
 from kronos_db.server import Server
+from kronos_db.tokens.identity import Identities
+from kronos_db.tokens.service import TokensService
 from tests.parts.domain import new_database
 from tests.parts.serving import Serving
 from tests.tokens.population import People
@@ -34,6 +36,16 @@ def sql(serving: Serving) -> Iterator[Callable[..., object]]:
         yield run
 
 
+# Those that `with_people` has built.
+_services: list[TokensService] = []
+
+
+@pytest.fixture
+def identities() -> Callable[[], Identities]:
+    """What other domains would ask of the server `with_people`."""
+    return lambda: Identities(_services[-1].introspection)
+
+
 @pytest.fixture(scope="module")
 def people() -> People:
     return People()
@@ -46,6 +58,8 @@ def with_people(
     """A stub of a server whose users are those of `people`."""
     patch = pytest.MonkeyPatch()
     patch.setattr(Server, "_access", lambda _self: people)
+    built = Server._tokens
+    patch.setattr(Server, "_tokens", lambda *args: _services.append(built(*args)) or _services[-1])
     with new_database(postgres) as dsn:  # type: ignore[arg-type]
         running = Serving(tmp_path_factory.mktemp("people"), dsn)
         running.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from kronos.tokens.v1 import tokens_pb2 as pb
 from kronos.tokens.v1.tokens_pb2_grpc import TokensServiceStub
 
 from kronos_db.tokens.identity import Identities, Identity
-from kronos_db.tokens.introspection import Examined
 from tests.parts.refusal import refused
 from tests.tokens.population import (
     People,
@@ -149,14 +149,18 @@ class TestCheck:
 class TestIdentities:
     """What other domains ask."""
 
-    def test_whose_a_token_is(self) -> None:
-        told = pb.Introspection(active=True, token=pb.Token(id="7", subject="ann", client_id="web", scopes=["a", "b"]))
+    def test_whose_a_token_is(
+        self, with_people: TokensServiceStub, people: People, identities: Callable[[], Identities]
+    ) -> None:
+        user = people.new()
+        issued = issue(with_people, **of(user, client_id="web", scopes=["a", "b"])).issued
+        service = issue(with_people, subject="reports").issued
+        texts = [issued.secret, "junk", service.secret, issued.secret]
+        ours = Identity(user, "web", ("a", "b"), issued.id)
 
-        class Known:
-            def examine_many(self, keys: list[tuple[str, bool]]) -> list[Examined]:
-                assert keys == [("good", False), ("bad", False)]
-                return [Examined(0, told.SerializeToString()), Examined(6, b"")]
-
-        identities = Identities(Known())  # type: ignore[arg-type]  # all that it asks of it
-
-        assert identities.identify(["good", "bad"]) == [Identity("ann", "web", ("a", "b"), "7"), None]
+        assert identities().identify(texts) == [ours, None, Identity("reports", "", (), service.id), ours]
+        people.active_ids.discard(user)
+        assert identities().identify(texts)[0] is None
+        with_people.RevokeToken(pb.RevokeTokenRequest(token=service.secret))
+        assert identities().identify(texts) == [None] * 4
+        assert identities().identify([]) == []
