@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from uuid import uuid4
 
+import grpc
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from kronos.tokens.v1 import tokens_pb2 as pb
 from kronos.tokens.v1.tokens_pb2_grpc import TokensServiceStub
 
+from kronos_db.server import Server
 from tests.parts.eventually import eventually
+from tests.parts.serving import Serving
 from tests.tokens.population import (
     get,
     in_,
@@ -77,14 +82,36 @@ def test_a_lost_answer_is_given_again(tokens: TokensServiceStub) -> None:
     assert is_active(tokens, again.refresh.secret)
 
 
-def test_sixty_four_at_once_get_one_successor(tokens: TokensServiceStub) -> None:
+@pytest.fixture
+def both(serving: Serving) -> Iterator[list[Callable[[pb.RotateRefreshTokenRequest], pb.RotateRefreshTokenResponse]]]:
+    """RotateRefreshToken of two servers on one database: more happens at the same time than in one."""
+    other = Server(serving.settings)
+    assert other.start(threading.Event())
+    bearer = (("authorization", f"Bearer {serving.tokens['operator']}"),)
+    channels = [grpc.insecure_channel(server.grpc_address) for server in (serving.server, other)]
+    yield [partial(TokensServiceStub(channel).RotateRefreshToken, metadata=bearer) for channel in channels]
+    for channel in channels:
+        channel.close()
+    other.stop()
+
+
+@pytest.mark.parametrize("_round", range(4))
+def test_sixty_four_at_once_get_one_successor(
+    tokens: TokensServiceStub,
+    both: list[Callable[[pb.RotateRefreshTokenRequest], pb.RotateRefreshTokenResponse]],
+    _round: int,
+) -> None:
     subject = unique()
     secret = refresh(tokens, subject=subject).issued.secret
     together = threading.Barrier(64)
+    # Copies of it, so that no call waits for one and all come to the row at once.
+    for call in both:
+        call(pb.RotateRefreshTokenRequest(refresh_token=secret, validate_only=True))
 
-    def one(_: int) -> pb.RotateRefreshTokenResponse:
+    def one(number: int) -> pb.RotateRefreshTokenResponse:
+        request = pb.RotateRefreshTokenRequest(refresh_token=secret, request_id=str(uuid4()))
         together.wait()
-        return rotate(tokens, secret, request_id=str(uuid4()))
+        return both[number % 2](request)
 
     with ThreadPoolExecutor(64) as threads:
         answers = list(threads.map(one, range(64)))
