@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,14 +59,18 @@ from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
 from kronos_db.tokens.credentials import Credentials
 from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
 from kronos_db.tokens.model import ERRORS as TOKENS_ERRORS
-from kronos_db.tokens.model import Access
 from kronos_db.tokens.service import TokensService, new_introspection
 from kronos_db.tokens.store import TokensStore
 from kronos_db.tokens.upkeep import Purge
 from kronos_db.tokens.uses import Uses
+from kronos_db.users.access import Access
+from kronos_db.users.access_store import AccessStore
+from kronos_db.users.expiry import upkeep as users_upkeep
+from kronos_db.users.grant_store import GrantStore
 from kronos_db.users.model import ERRORS as USERS_ERRORS
 from kronos_db.users.passwords import Passwords
-from kronos_db.users.service import UsersService
+from kronos_db.users.role_store import RoleStore
+from kronos_db.users.service import Stores, UsersService
 from kronos_db.users.store import UsersStore
 
 # The service of each domain, by the name that reflection and health know it by.
@@ -108,18 +112,6 @@ class Parts(NamedTuple):
     redis: RedisServer | None
 
 
-class NoAccess:
-    """Stands in for what tells of users: none is active, none may anything."""
-
-    def active(self, user_ids: Sequence[str]) -> frozenset[str]:  # noqa: ARG002  # see above
-        """Return nobody."""
-        return frozenset()
-
-    def may(self, questions: Sequence[tuple[str, str, str]]) -> list[bool]:
-        """Refuse everything."""
-        return [False] * len(questions)
-
-
 class Server:
     """One serving process: gRPC, ops port and the domains behind them.
 
@@ -153,6 +145,7 @@ class Server:
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
+        self._background += users_upkeep(self._databases["users"])
         self._token_store = TokensStore(self._databases["tokens"])
         purge = Purge(self._databases["tokens"], self._token_store)
         self._background.append(purge.work)
@@ -286,9 +279,10 @@ class Server:
     def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
         """Build the services; who needs something of another domain gets it here."""
         parts = self._parts(rings)
-        users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
+        access = Access(AccessStore(parts["users"].database), parts["users"].cache)
+        users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"], access), registrar)
         # Others that ask whose a token is get `Identities(tokens.introspection)`.
-        tokens = self._tokens(parts["tokens"], self._access())
+        tokens = self._tokens(parts["tokens"], access)
         tokens_pb2_grpc.add_TokensServiceServicer_to_server(tokens, registrar)
 
     def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
@@ -306,13 +300,13 @@ class Server:
             for domain, database in self._databases.items()
         }
 
-    def _users(self, parts: Parts) -> UsersService:
+    def _users(self, parts: Parts, access: Access) -> UsersService:
         passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
-        return UsersService(UsersStore(parts.database), passwords, parts.page_tokens, parts.cache, parts.feed)
-
-    def _access(self) -> Access:
-        """Return what tells of users, for those who decide by it."""
-        return NoAccess()
+        database = parts.database
+        stores = Stores(UsersStore(database), RoleStore(database), GrantStore(database), AccessStore(database))
+        return UsersService(
+            stores, access, passwords, page_tokens=parts.page_tokens, cache=parts.cache, feed=parts.feed
+        )
 
     def _tokens(self, parts: Parts, access: Access) -> TokensService:
         ring, store = parts.ring, self._token_store

@@ -255,7 +255,10 @@ class Access(Protocol):
         """Return those of `user_ids` (lower-case UUIDs) that exist, are active and not deleted."""
 
     def may(self, questions: Sequence[tuple[str, str, str]]) -> list[bool]:
-        """Tell for each (user id, permission `resource:action`, scope path) whether the user may."""
+        """Tell for each (user id, permission `resource:action`, scope path) whether the user may.
+
+        Raises BadRequestError for what is no permission or scope.
+        """
 
 
 class TokenNotFoundError(KronosError):

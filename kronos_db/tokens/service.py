@@ -16,6 +16,7 @@ from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.crypto.sealing import Sealer
 from kronos_db.runtime.database.changes import Noted
 from kronos_db.runtime.database.idempotency import Mutation
+from kronos_db.runtime.errors import BadRequestError, FieldViolation
 from kronos_db.runtime.feed.feed import Feed
 from kronos_db.runtime.feed.subscription import Wanted
 from kronos_db.runtime.identifiers import uuid7
@@ -248,7 +249,10 @@ class TokensService(TokensServiceServicer):
             return pb.CHECK_OUTCOME_SCOPE_MISSING
         if token.subject_kind != pb.SUBJECT_KIND_USER:
             return pb.CHECK_OUTCOME_PERMISSION_DENIED
-        allowed = self._access.may([(token.subject, request.permission, request.scope_path)])[0]
+        try:
+            allowed = self._access.may([(token.subject, request.permission, request.scope_path)])[0]
+        except BadRequestError as error:
+            raise _of_this_request(error) from error
         return pb.CHECK_OUTCOME_ALLOWED if allowed else pb.CHECK_OUTCOME_PERMISSION_DENIED
 
     def _exchange(self, presented: Presented, text: str) -> model.Exchange:
@@ -289,6 +293,18 @@ def new_introspection(
     """Return what examines tokens, with answers as this service gives them."""
     return Introspection(
         credentials, load=store.load, cache=cache, access=access, answer=messages.introspected, uses=uses
+    )
+
+
+def _of_this_request(error: BadRequestError) -> BadRequestError:
+    """Return what is wrong with a question about a user as what is wrong with CheckTokenRequest."""
+    fields = {"permission": "permission", "scope": "scope_path"}
+    return BadRequestError(
+        str(error),
+        violations=[
+            FieldViolation(fields.get(found.field.rpartition(".")[2], found.field), found.description)
+            for found in error.violations
+        ],
     )
 
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from kronos.tokens.v1.tokens_pb2_grpc import TokensServiceStub
 
-from kronos_db.server import Server
+from kronos_db.server import Parts, Server
 from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.service import TokensService
 from tests.parts.domain import new_database
@@ -57,9 +57,13 @@ def with_people(
 ) -> Iterator[TokensServiceStub]:
     """A stub of a server whose users are those of `people`."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(Server, "_access", lambda _self: people)
     built = Server._tokens
-    patch.setattr(Server, "_tokens", lambda *args: _services.append(built(*args)) or _services[-1])
+
+    def with_stand_in(server: Server, parts: Parts, _access: object) -> TokensService:
+        _services.append(built(server, parts, people))  # type: ignore[arg-type]  # it stands in
+        return _services[-1]
+
+    patch.setattr(Server, "_tokens", with_stand_in)
     with new_database(postgres) as dsn:  # type: ignore[arg-type]
         running = Serving(tmp_path_factory.mktemp("people"), dsn)
         running.start()
