@@ -15,6 +15,7 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
+from kronos.tokens.v1 import tokens_pb2_grpc
 from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
 
@@ -25,6 +26,7 @@ from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
+from kronos_db.runtime.crypto.sealing import Sealer
 from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.database import Database
@@ -44,7 +46,7 @@ from kronos_db.runtime.interceptors.policy import Policy, load_policy
 from kronos_db.runtime.interceptors.transport import ListenError, Transport, listen, read_credentials
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops import saturation
-from kronos_db.runtime.ops.background import watch_background
+from kronos_db.runtime.ops.background import watch_background, watch_lag
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
@@ -54,6 +56,13 @@ from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
+from kronos_db.tokens.credentials import Credentials
+from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
+from kronos_db.tokens.model import ERRORS as TOKENS_ERRORS
+from kronos_db.tokens.service import TokensService, new_introspection
+from kronos_db.tokens.store import TokensStore
+from kronos_db.tokens.upkeep import Purge
+from kronos_db.tokens.uses import Uses
 from kronos_db.users.access import Access
 from kronos_db.users.access_store import AccessStore
 from kronos_db.users.expiry import upkeep as users_upkeep
@@ -65,8 +74,18 @@ from kronos_db.users.service import Stores, UsersService
 from kronos_db.users.store import UsersStore
 
 # The service of each domain, by the name that reflection and health know it by.
-SERVICES = {"users": "kronos.users.v1.UsersService"}
-ERRORS = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, USERS_ERRORS)
+SERVICES = {
+    "users": "kronos.users.v1.UsersService",
+    "tokens": "kronos.tokens.v1.TokensService",
+}
+ERRORS = ErrorTable(
+    RUNTIME_ERRORS,
+    VALIDATION_ERRORS,
+    USERS_ERRORS,
+    TOKENS_ERRORS,
+)
+# What the access policy may grant beside methods.
+CAPABILITIES = (*TOKENS_CAPABILITIES,)
 
 _log = structlog.get_logger(__name__)
 
@@ -127,6 +146,11 @@ class Server:
         saturation.watch_parts(self.registry, self.readiness.report)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
         self._background += users_upkeep(self._databases["users"])
+        self._token_store = TokensStore(self._databases["tokens"])
+        purge = Purge(self._databases["tokens"], self._token_store)
+        self._background.append(purge.work)
+        watch_lag(self.registry, {("tokens", purge.work.name): lambda: purge.lag})
+        self._uses = Uses(self._token_store.note_uses)
         watch_background(self.registry, self._background, OUTCOMES)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -165,6 +189,7 @@ class Server:
         gc.freeze()
         self._serving.set()
         self._health.start()
+        self._uses.start()
         for work in self._background:
             work.start()
         _log.info("serving", grpc=self.grpc_address, ops=self.ops_address)
@@ -192,6 +217,7 @@ class Server:
         self._core.stop()
         for work in self._background:
             work.stop()
+        self._uses.stop()
         self._caches.stop()
         if self._redis is not None:
             self._redis.close()
@@ -247,13 +273,17 @@ class Server:
         return server
 
     def _policy(self) -> Policy:
-        return load_policy(_access_file(self._settings), self._paths, _public(self._settings, self._paths))
+        public = _public(self._settings, self._paths)
+        return load_policy(_access_file(self._settings), self._paths, public, CAPABILITIES)
 
     def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
         """Build the services; who needs something of another domain gets it here."""
         parts = self._parts(rings)
         access = Access(AccessStore(parts["users"].database), parts["users"].cache)
         users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"], access), registrar)
+        # Others that ask whose a token is get `Identities(tokens.introspection)`.
+        tokens = self._tokens(parts["tokens"], access)
+        tokens_pb2_grpc.add_TokensServiceServicer_to_server(tokens, registrar)
 
     def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
         caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
@@ -276,6 +306,20 @@ class Server:
         stores = Stores(UsersStore(database), RoleStore(database), GrantStore(database), AccessStore(database))
         return UsersService(
             stores, access, passwords, page_tokens=parts.page_tokens, cache=parts.cache, feed=parts.feed
+        )
+
+    def _tokens(self, parts: Parts, access: Access) -> TokensService:
+        ring, store = parts.ring, self._token_store
+        credentials = Credentials(self._masters, ring.subkey("token mark"), ring.subkey("jwt id"))
+        introspection = new_introspection(store, credentials, parts.cache, access, self._uses)
+        return TokensService(
+            store,
+            credentials,
+            introspection,
+            access=access,
+            sealer=Sealer(ring),
+            page_tokens=parts.page_tokens,
+            feed=parts.feed,
         )
 
 

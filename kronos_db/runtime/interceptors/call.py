@@ -26,6 +26,7 @@ class Call:
 
     __slots__ = (
         "caller",
+        "capabilities",
         "code",
         "context",
         "deadline",
@@ -51,6 +52,8 @@ class Call:
         self.request_id = ""
         # Who calls, as the access policy names it; empty until authentication.
         self.caller = ""
+        # What the access policy grants it beside the method.
+        self.capabilities: frozenset[str] = frozenset()
         # The canonical code that the call ended with.
         self.code = "OK"
         # time.monotonic() at which the caller stops waiting; None when it never does.
@@ -67,6 +70,10 @@ class Call:
         if not isinstance(context, Call):
             raise TypeError("handlers run in the chain alone")
         return context
+
+    def may(self, capability: str) -> bool:
+        """Tell whether the access policy grants the caller a capability: `may` of the access file."""
+        return capability in self.capabilities
 
     def mutation(self, answer: type[Answer], reply: Callable[[Result], Answer]) -> Mutation[Result, Answer]:
         """Return what the database needs to answer this mutating call once; `reply` makes the answer of a result."""
