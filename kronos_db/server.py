@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +15,20 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
+from kronos.messages.v1 import messages_pb2_grpc
 from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, SettingsError
+from kronos_db.messages.backlog import Backlogs
+from kronos_db.messages.consuming import Consumers
+from kronos_db.messages.inspection import Inspection
+from kronos_db.messages.low_water import LowWater
+from kronos_db.messages.model import ERRORS as MESSAGES_ERRORS
+from kronos_db.messages.queues import QueuesStore
+from kronos_db.messages.service import MessagesService
+from kronos_db.messages.store import MessagesStore
+from kronos_db.messages.waiting import Waiting
 from kronos_db.runtime.affinity import OneCore
 from kronos_db.runtime.cache.caches import Caches
 from kronos_db.runtime.cache.engine import Cache
@@ -26,6 +36,7 @@ from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
 from kronos_db.runtime.database.background import OUTCOMES
+from kronos_db.runtime.database.changes import channel
 from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.upkeep import upkeep
@@ -51,6 +62,8 @@ from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_rout
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
+from kronos_db.runtime.parking import Parking
+from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
@@ -60,8 +73,11 @@ from kronos_db.users.service import UsersService
 from kronos_db.users.store import UsersStore
 
 # The service of each domain, by the name that reflection and health know it by.
-SERVICES = {"users": "kronos.users.v1.UsersService"}
-ERRORS = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, USERS_ERRORS)
+SERVICES = {
+    "users": "kronos.users.v1.UsersService",
+    "messages": "kronos.messages.v1.MessagesService",
+}
+ERRORS = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, USERS_ERRORS, MESSAGES_ERRORS)
 
 _log = structlog.get_logger(__name__)
 
@@ -112,6 +128,9 @@ class Server:
         self._overload = Overload(_limits(settings), self._workers.expected_wait, self._metrics.refused)
         self._feeds = Feeds(listening_dsns(settings, SERVED), settings.caller_streams)
         self._conversations = Conversations(self._workers.post, self._feeds.pusher, self._feeds.streams)
+        self._parking = Parking()
+        # What is told that the process ends once no calls run.
+        self._closing: list[Callable[[], None]] = []
         for domain, database in self._databases.items():
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
@@ -179,9 +198,12 @@ class Server:
             # These streams have no end of their own; their callers go on elsewhere.
             self._feeds.close()
             self._conversations.close()
+            self._parking.close()
             ended.wait()
         # Without waiting: a handler that outlasted the drain must not hold up the rest.
         self._workers.shutdown(wait=False)
+        for close in self._closing:
+            close()
         self._health.stop()
         self._core.stop()
         for work in self._background:
@@ -247,6 +269,7 @@ class Server:
         """Build the services; who needs something of another domain gets it here."""
         parts = self._parts(rings)
         users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
+        messages_pb2_grpc.add_MessagesServiceServicer_to_server(self._messages(parts["messages"]), registrar)
 
     def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
         caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
@@ -266,6 +289,19 @@ class Server:
     def _users(self, parts: Parts) -> UsersService:
         passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
         return UsersService(UsersStore(parts.database), passwords, parts.page_tokens, parts.cache, parts.feed)
+
+    def _messages(self, parts: Parts) -> MessagesService:
+        database, feeds = parts.database, self._feeds
+        store = MessagesStore(database, LowWater(), Backlogs())
+        waiting = Waiting(store, partial(feeds.notifier.changed, database, "ready"))
+        feeds.listen(database.domain, channel(database.domain, "ready"), waiting.notified)
+        consumers = Consumers(store, waiting, partial(self._workers.post, Lane(database.domain, "call")))
+        self._closing += [waiting.close, consumers.close]
+        queues = QueuesStore(database, store.queries)
+        inspection = Inspection(store)
+        return MessagesService(
+            queues, store, inspection, waiting, consumers, self._parking, parts.page_tokens, parts.cache
+        )
 
 
 def _access_file(settings: Settings) -> Path:

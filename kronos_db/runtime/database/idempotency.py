@@ -75,6 +75,26 @@ class Idempotency:
         }
         connection.execute(self._queries["keep"].text, params, binary=True)
 
+    def keep_together(
+        self,
+        connection: Connection,
+        mutations: Sequence[Mutation[Result, Reply]],
+        replies: Sequence[Reply],
+        tags: Sequence[str],
+    ) -> None:
+        """Queue the rows of several calls, as `keep` does that of one, in one statement."""
+        if random.randrange(_PURGE_ODDS) < len(mutations):
+            connection.execute(self._queries["purge"].text, binary=True)
+        params = {
+            "callers": [mutation.caller for mutation in mutations],
+            "request_ids": [mutation.request_id for mutation in mutations],
+            "fingerprints": [mutation.fingerprint for mutation in mutations],
+            "replies": [mutation.encode(reply) for mutation, reply in zip(mutations, replies, strict=True)],
+            "tags": tags,
+            "windows": [mutation.window for mutation in mutations],
+        }
+        connection.execute(self._queries["keep_together"].text, params, binary=True)
+
     def recall(self, connection: Connection, mutation: Mutation[Result, Reply]) -> Earlier[Reply] | None:
         """Return the stored answer of this call, or None when it was never answered.
 
