@@ -23,6 +23,7 @@ from kronos_db.config import Settings, SettingsError
 from kronos_db.messages.backlog import Backlogs
 from kronos_db.messages.consuming import Consumers
 from kronos_db.messages.inspection import Inspection
+from kronos_db.messages.keeper import Keeper
 from kronos_db.messages.low_water import LowWater
 from kronos_db.messages.model import ERRORS as MESSAGES_ERRORS
 from kronos_db.messages.queues import QueuesStore
@@ -140,7 +141,6 @@ class Server:
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
-        watch_background(self.registry, self._background, OUTCOMES)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
         self._redis = _redis(settings)
@@ -236,6 +236,7 @@ class Server:
         rings = {domain: KeyRing(domain, self._masters, DataKeys(db)) for domain, db in self._databases.items()}
         registrar = Registrar()
         self._register_domains(registrar, rings)
+        watch_background(self.registry, self._background, OUTCOMES)
         reflection = ReflectionServicer([*SERVICES.values(), "grpc.health.v1.Health"])
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
@@ -299,6 +300,7 @@ class Server:
         self._closing += [waiting.close, consumers.close]
         queues = QueuesStore(database, store.queries)
         inspection = Inspection(store)
+        self._background += Keeper(store, queues).works()
         return MessagesService(
             queues, store, inspection, waiting, consumers, self._parking, parts.page_tokens, parts.cache
         )

@@ -12,6 +12,8 @@ _RECENT = 1.0
 # So many messages below its limit a queue is near it, or a tenth of the limit when that is more.
 _NEAR = 200_000
 _NEAR_SHARE = 0.1
+# Bins come and go; counts are asked for again.
+_MOST_BINS = 10_000
 
 
 class Backlogs:
@@ -30,6 +32,8 @@ class Backlogs:
         """Take note of counts just read, and return them by bin."""
         until = time.monotonic() + _RECENT
         found = dict(counts)
+        if len(self._known) > _MOST_BINS:
+            self._known.clear()
         for bin_id, count in found.items():
             self._known[bin_id] = (count, until)
         return found
@@ -39,10 +43,6 @@ class Backlogs:
         known = self._known.get(queue.bin)
         if known is not None:
             self._known[queue.bin] = (known[0] + count, known[1])
-
-    def forget(self, bin_id: str) -> None:
-        """Forget a bin that no queue has any more."""
-        self._known.pop(bin_id, None)
 
     def _is_near(self, queue: Queue, count: int, now: float) -> bool:
         known, until = self._known.get(queue.bin, (0, 0.0))

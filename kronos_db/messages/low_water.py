@@ -22,6 +22,8 @@ _ANEW = 10.0
 _SHARE = 0.02
 # Seconds that a transaction may take from the time that it sets until it is seen.
 _LATEST = 90.0
+# Bins come and go; marks are found again.
+_MOST_BINS = 10_000
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -112,10 +114,10 @@ class LowWater:
         """Take note that all that was due at a time, by the clock of the database, was found."""
         self._of(bin_id).due = moment - timedelta(seconds=_LATEST)
 
-    def forget(self, bin_id: str) -> None:
-        """Forget a bin that no queue has any more."""
-        with self._lock:
-            self._bins.pop(bin_id, None)
-
     def _of(self, bin_id: str) -> _Marks:
-        return self._bins.setdefault(bin_id, _Marks())
+        marks = self._bins.get(bin_id)
+        if marks is None:
+            if len(self._bins) >= _MOST_BINS:
+                self._bins.clear()
+            marks = self._bins.setdefault(bin_id, _Marks())
+        return marks

@@ -185,6 +185,17 @@ class Stats(NamedTuple):
     ack_rate: float
 
 
+class Astir(NamedTuple):
+    """What a look says of a bin; `next_due` in seconds."""
+
+    bin: str
+    exists: bool
+    ready: bool
+    due: bool
+    expired: bool
+    next_due: float | None
+
+
 class QueueNotFoundError(KronosError):
     """No such queue."""
 

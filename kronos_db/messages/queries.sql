@@ -261,7 +261,7 @@ CASE WHEN jsonb_array_length(message.history) >= 20 THEN message.history - 0 ELS
 
 -- name: revive
 -- Makes messages ready whose time has come: delayed ones, and those whose lease ran out and that have attempts left.
--- Tells how many, until when it looked, and when the next one is due.
+-- Tells how many, and until when it looked.
 WITH due AS MATERIALIZED (
     SELECT id, state
     FROM messages.message
@@ -283,9 +283,7 @@ WITH due AS MATERIALIZED (
     FROM revived JOIN due USING (id)
     HAVING count(*) > 0
 )
-SELECT (SELECT count(*) FROM revived), now(), (
-    SELECT due_time FROM messages.message WHERE bin = %(bin)s::uuid AND due_time > now() ORDER BY due_time LIMIT 1
-);
+SELECT (SELECT count(*) FROM revived), now();
 
 -- name: exhausted
 -- Messages whose last lease ran out.

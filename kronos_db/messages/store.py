@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -15,6 +14,7 @@ from kronos_db.messages.backlog import Backlogs
 from kronos_db.messages.low_water import LowWater
 from kronos_db.messages.model import (
     RANKS,
+    Astir,
     BacklogFullError,
     Extended,
     Leased,
@@ -99,8 +99,11 @@ class MessagesStore:
     def lease(self, queue: Queue, wish: Wish) -> list[Leased]:
         """Lease messages that are ready, or whose time has come."""
         leased = self._lease(queue, wish)
-        if len(leased) < wish.limit and self.low_water.may_revive(queue.bin) and self.revive(queue) and not leased:
-            leased = self._lease(queue, wish)
+        if not leased:
+            return self._lease(queue, wish) if self.revive(queue) else []
+        # What is due is not to starve behind a trickle of others.
+        if len(leased) < wish.limit and self.low_water.may_revive(queue.bin):
+            self.revive(queue)
         return leased
 
     def lease_once(self, queue: Queue, wish: Wish, mutation: Mutation[list[Leased], list[Leased]]) -> list[Leased]:
@@ -115,8 +118,7 @@ class MessagesStore:
                 raise NothingReadyError
             return leased
 
-        if self.low_water.may_revive(queue.bin):
-            self.revive(queue)
+        self.revive(queue)
         try:
             reply: list[Leased] | LeasedEarlier = self.database.write(work, mutation)
         except NothingReadyError:
@@ -128,21 +130,16 @@ class MessagesStore:
 
     def revive(self, queue: Queue) -> int:
         """Make messages ready whose time has come, some at a time; return how many that were."""
-        revived, _ = self.revive_some(queue)
-        return revived
-
-    def revive_some(self, queue: Queue) -> tuple[int, datetime | None]:
-        """Do what `revive` does, and tell when the next message is due, None when there is none."""
         params = {
             "bin": queue.bin,
             "low": self.low_water.due(queue.bin),
             "max_attempts": queue.max_attempts,
             "limit": _MOST_REVIVED,
         }
-        count, moment, following = self.database.fetch_all(self.queries["revive"], params, _row)[0]
+        count, moment = self.database.fetch_all(self.queries["revive"], params, _row)[0]
         if count < _MOST_REVIVED:
             self.low_water.revived_until(queue.bin, moment)
-        return count, following
+        return int(count)
 
     def ack(self, queue: Queue, receipts: Sequence[Receipt], mutation: Mutation[list[int], Reply]) -> Reply:
         """Remove messages, each under the lease that holds; the result tells of each. Calls share transactions."""
@@ -193,7 +190,7 @@ class MessagesStore:
         """Remove messages that are not leased; the result tells of each."""
 
         def work(tx: Transaction) -> list[int]:
-            self._lock_lanes_of(tx, queue, [(queue, ids)])
+            self.lock_lanes_of(tx, queue, ids)
             params = {"bin": queue.bin, "ids": _array(ids)}
             rows = tx.fetch_all(self.queries["cancel"], params, _row)
             self.promote(tx, [(queue.bin, key, number) for _, _, key, number in rows if key is not None])
@@ -215,6 +212,21 @@ class MessagesStore:
         if wanted:
             params = {"bins": _array(bin_id for bin_id, _ in wanted), "keys": [key for _, key in wanted]}
             tx.execute(self.queries["lock_lanes"], params)
+
+    def lock_lanes_of(self, tx: Transaction, queue: Queue, ids: Sequence[str]) -> None:
+        """Lock the keys of messages, until the transaction ends."""
+        if queue.ordered:
+            tx.execute(self.queries["lock_lanes_of"], {"bins": _array([queue.bin] * len(ids)), "ids": _array(ids)})
+
+    def astir(self, bins: Sequence[str]) -> list[Astir]:
+        """Return what there is to do for bins."""
+        params = {
+            "bins": list(bins),
+            "ranks": list(RANKS),
+            "lows": [min(self.low_water.places(bin_id)) for bin_id in bins],
+            "due_lows": [self.low_water.due(bin_id) for bin_id in bins],
+        }
+        return self.database.fetch_all(self.queries["astir"], params, Astir)
 
     def _enqueue_alone(self, call: _Enqueue) -> Any:
         try:
@@ -374,7 +386,7 @@ class MessagesStore:
         return _shared_out(outcomes, [len(receipts) for _, receipts in asked])
 
     def _returned(self, tx: Transaction, queue: Queue, returns: Sequence[Return]) -> list[int]:
-        self._lock_lanes_of(tx, queue, [(queue, [each.id for each in returns])])
+        self.lock_lanes_of(tx, queue, [each.id for each in returns])
         params = {
             "bin": queue.bin,
             "dead_bin": queue.dead_bin,
@@ -403,11 +415,6 @@ class MessagesStore:
         rows = sorted(tx.fetch_all(self.queries["extend"], params, _row), key=itemgetter(0))
         missed = {place: outcome for place, outcome, _ in rows[1:]}
         return Extended([missed.get(place, int(Outcome.OK)) for place in range(1, len(receipts) + 1)], rows[0][2])
-
-    def _lock_lanes_of(self, tx: Transaction, queue: Queue, asked: Sequence[tuple[Queue, Sequence[str]]]) -> None:
-        if queue.ordered:
-            ids = [each for _, ids in asked for each in ids]
-            tx.execute(self.queries["lock_lanes_of"], {"bins": _array([queue.bin] * len(ids)), "ids": _array(ids)})
 
 
 def as_message(columns: Sequence[Any]) -> Message:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import structlog
 
-from kronos_db.messages.model import RANKS, Queue
+from kronos_db.messages.model import Queue
 from kronos_db.messages.store import MessagesStore
 from kronos_db.runtime.errors import KronosError
 
@@ -32,17 +32,6 @@ class Waiter(Protocol):
 
     def wake(self) -> None:
         """Look for messages soon; returns at once. Whoever is woken waits no more, until it enters anew."""
-
-
-class Astir(NamedTuple):
-    """What a look says of a bin; `next_due` in seconds."""
-
-    bin: str
-    exists: bool
-    ready: bool
-    due: bool
-    expired: bool
-    next_due: float | None
 
 
 class Waiting:
@@ -141,7 +130,7 @@ class Waiting:
         if not queues:
             return None
         pause = _POLL
-        for astir in self.astir(list(queues)):
+        for astir in self._store.astir(list(queues)):
             if not astir.exists:
                 self._wake_all(astir.bin)
                 continue
@@ -151,17 +140,6 @@ class Waiting:
             if astir.next_due is not None:
                 pause = min(pause, astir.next_due)
         return pause
-
-    def astir(self, bins: list[str]) -> list[Astir]:
-        """Return what there is to do for bins."""
-        low_water = self._store.low_water
-        params = {
-            "bins": bins,
-            "ranks": list(RANKS),
-            "lows": [min(low_water.places(bin_id)) for bin_id in bins],
-            "due_lows": [low_water.due(bin_id) for bin_id in bins],
-        }
-        return self._store.database.fetch_all(self._store.queries["astir"], params, Astir)
 
     def _wake_all(self, bin_id: str) -> None:
         # Whoever is woken looks the queue up anew.
