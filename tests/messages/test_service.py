@@ -178,9 +178,7 @@ def test_nack_waits_by_the_backoff_and_keeps_history(serving: Serving, messages:
     assert {failure.kind for failure in leased.message.failures} == {pb.FAILURE_KIND_NACKED}
 
 
-def test_the_last_attempt_makes_a_dead_letter_with_its_history(
-    serving: Serving, messages: MessagesServiceStub
-) -> None:
+def test_the_last_attempt_makes_a_dead_letter_with_its_history(serving: Serving, messages: MessagesServiceStub) -> None:
     queue = create(messages, max_attempts=2, min_backoff=0)
     (message_id,) = enqueue(messages, queue, "job", headers={"a": "b"}, priority=2)
     lease(messages, queue)
