@@ -261,10 +261,18 @@ class MessagesService(MessagesServiceServicer):
         if call.deadline is not None:
             until = min(until, call.deadline - _MARGIN)
         waiter = call.waited = _WaitingCall(until)
-        if waiter.is_over or self._parking.closing or not call.context.add_callback(waiter.wake):
+        if waiter.is_over or self._parking.closing:
+            return []
+        waiter.queue = queue
+        if not call.context.add_callback(partial(self._leave, waiter)):
             return []
         self._parking.watch(waiter)
         return self._lease_or_wait(call, queue, lease)
+
+    def _leave(self, waiter: _WaitingCall) -> None:
+        """Forget a caller who is answered, or left."""
+        self._waiting.leave(waiter.queue, waiter)
+        waiter.leave()
 
     def _go_on(self, call: Call, queue: model.Queue, lease: Callable[[], list[model.Leased]]) -> list[model.Leased]:
         """Go on with a call that was woken: lease, and wait on when somebody else was faster."""

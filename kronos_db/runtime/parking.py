@@ -35,8 +35,10 @@ class Parked:
     def __init__(self, until: float) -> None:
         self.until = until
         self._lock = threading.Lock()
-        self._resume: Callable[[], None] | None = None
+        # Of a call that stepped aside: what puts it back, and what ends it unanswered.
+        self._held: tuple[Callable[[], None], Callable[[], None]] | None = None
         self._woken = False
+        self._left = False
 
     @property
     def is_over(self) -> bool:
@@ -47,9 +49,19 @@ class Parked:
         """Have the call go on; from any thread, and once for each time that it steps aside."""
         with self._lock:
             self._woken = True
-            resume, self._resume = self._resume, None
-        if resume is not None:
+            held, self._held = self._held, None
+        if held is not None:
+            resume, _ = held
             resume()
+
+    def leave(self) -> None:
+        """Take note that the caller left, or was answered: then nothing is held."""
+        with self._lock:
+            self._left = True
+            held, self._held = self._held, None
+        if held is not None:
+            _, end = held
+            end()
 
     def expect(self) -> None:
         """Begin to listen for `wake`: what comes from here on is not lost, also before the call has stepped aside."""
@@ -60,13 +72,16 @@ class Parked:
         """Leave the thread."""
         raise StepAside(self)
 
-    def hold(self, resume: Callable[[], None]) -> None:
-        """Keep what puts the call back. For the worker."""
+    def hold(self, resume: Callable[[], None], end: Callable[[], None]) -> None:
+        """Keep what puts the call back, and what ends it when its caller has left. For the worker."""
         with self._lock:
-            if not self._woken:
-                self._resume = resume
+            if not self._woken and not self._left:
+                self._held = resume, end
                 return
-        resume()
+        if self._left:
+            end()
+        else:
+            resume()
 
 
 class Parking:

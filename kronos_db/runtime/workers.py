@@ -27,7 +27,7 @@ from greenlet import getcurrent, greenlet
 from kronos_db.runtime import deadline
 from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError, StatementTimeoutError, UnavailableError
 from kronos_db.runtime.parking import StepAside
-from kronos_db.runtime.reception import Completion, Job, Lane, Reception
+from kronos_db.runtime.reception import Completion, Job, Lane, Reception, leave
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -250,7 +250,7 @@ class _Call(greenlet):
                 function(*arguments)
                 completion.finish()
             except StepAside as aside:
-                aside.parked.hold(partial(self.worker.put_back, job))
+                aside.parked.hold(partial(self.worker.put_back, job), partial(leave, job))
             except Exception:  # noqa: BLE001  # the thread must go on
                 _log.exception("a call ended outside of its chain")
                 completion.finish()

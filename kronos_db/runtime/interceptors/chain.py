@@ -238,7 +238,8 @@ class _Arrived:
         return self.refusal is not None
 
     def left(self) -> None:
-        """Take note that the caller left before its request came."""
+        """Take note that the caller left before its request came, or while the call had stepped aside."""
+        self.call.come_back()
         self.end(grpc.RpcError("the caller left"))
 
     def end(self, error: BaseException | None) -> BaseException | None:
