@@ -1,7 +1,7 @@
 """Every message is accounted for: producers and consumers that fail, servers and PostgreSQL killed with -9 at random.
 
-Each message has a tag. Whatever a caller does not get to know it asks again, under the same `request_id`. In the end every
-message was acknowledged once, none was delivered after that was answered, and those of one key came in order.
+Each message has a tag. Whatever a caller does not get to know it asks again, under the same `request_id`. In the end
+every message was acknowledged once, none was delivered after that was answered, and those of one key came in order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -48,12 +49,20 @@ PASSING = {
 
 
 @dataclass
+class Delivery:
+    """When the call for it began, when its answer was there, and until when the lease was surely the consumer's."""
+
+    began: float
+    answered: float
+    until: float
+
+
+@dataclass
 class Entry:
     """What is known of one message; times by time.monotonic()."""
 
     enqueued: bool = False
-    # Of each delivery: when the call for it began, and when its answer was there.
-    deliveries: list[tuple[float, float]] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
     # Of each acknowledgement that was answered OK: when it was first asked for, and when the answer was there.
     acks: list[tuple[float, float]] = field(default_factory=list)
 
@@ -83,16 +92,18 @@ class Ledger:
             assert entry.enqueued
             assert len(entry.acks) == 1, (key, number, "was acknowledged once")
             _, answered = entry.acks[0]
-            late = [began for began, _ in entry.deliveries if began > answered]
+            late = [delivery for delivery in entry.deliveries if delivery.began > answered]
             assert not late, (key, number, "was delivered after its acknowledgement was answered")
             by_key.setdefault(key, []).append(entry)
         for key, entries in by_key.items():
-            for number, (before, after) in enumerate(zip(entries, entries[1:], strict=False)):
-                first = min(answered for _, answered in after.deliveries)
+            for number, (before, after) in enumerate(pairwise(entries)):
+                first = min(delivery.answered for delivery in after.deliveries)
                 asked, _ = before.acks[0]
                 assert asked < first, (key, number + 1, "came before the one before it was acknowledged")
-                again = [began for began, _ in before.deliveries if began > first]
+                again = [delivery for delivery in before.deliveries if delivery.began > first]
                 assert not again, (key, number, "came again after the one behind it")
+                both = [delivery for delivery in before.deliveries if delivery.answered < first < delivery.until]
+                assert not both, (key, number, "was in flight together with the one behind it")
 
 
 class Caller:
@@ -112,7 +123,8 @@ class Caller:
             try:
                 return method(request, metadata=self._bearer, timeout=10, wait_for_ready=True)
             except grpc.RpcError as error:
-                assert error.code() in PASSING, error  # type: ignore[attr-defined]  # not in the stubs
+                if error.code() not in PASSING:  # type: ignore[attr-defined]  # not in the stubs
+                    raise
                 with self.ledger.lock:
                     self.ledger.unknown += 1
                 self.stop.wait(0.02)
@@ -156,19 +168,25 @@ class Consumer(Caller):
             began = time.monotonic()
             leased = self.ask(self.messages.LeaseMessages, request).messages
             answered = time.monotonic()
-            for each in leased:
-                self._entry(each).deliveries.append((began, answered))
+            deliveries = [Delivery(began, answered, began + LEASE) for _ in leased]
+            for each, delivery in zip(leased, deliveries, strict=True):
+                self._entry(each).deliveries.append(delivery)
             if leased:
-                self._treat(leased)
+                self._treat(leased, deliveries)
         self.close()
 
-    def _treat(self, leased: Sequence[pb.LeasedMessage]) -> None:
+    def _treat(self, leased: Sequence[pb.LeasedMessage], deliveries: Sequence[Delivery]) -> None:
         fate = self.chance.random()
         if fate < 0.05:
             return
         if fate < 0.08:
-            self.stop.wait(LEASE * 1.3)
-        elif fate < 0.18:
+            self.stop.wait(LEASE * 1.2)
+        elif fate > 0.8:
+            self.stop.wait(LEASE * 0.2)
+        asked = time.monotonic()
+        for delivery in deliveries:
+            delivery.until = min(delivery.until, asked)
+        if 0.08 <= fate < 0.18:
             nacks = [
                 pb.Nack(message_id=each.message.id, lease_token=each.lease_token, delay=span(0)) for each in leased
             ]
@@ -178,7 +196,6 @@ class Consumer(Caller):
             )
             return
         request = pb.AckMessagesRequest(queue=QUEUE, receipts=receipts(leased), request_id=str(uuid4()))
-        asked = time.monotonic()
         outcomes = self.ask(self.messages.AckMessages, request).outcomes
         answered = time.monotonic()
         for each, outcome in zip(leased, outcomes, strict=True):

@@ -1,4 +1,4 @@
-"""Calls that wait for messages: woken at once, answered in time, without a thread; and by notification from elsewhere."""
+"""Calls that wait for messages: woken at once, answered in time, and without a thread."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_a_thousand_who_wait_hold_no_thread(
     # Not all at once: a call takes up room of the domain until it has found that there is nothing.
     while len(calls) < 1000:
         calls += [waits(crowd[number % 4], queue, 60) for number in range(min(100, 1000 - len(calls)))]
-        eventually(lambda: waiting(serving) == len(calls), 30, lambda: waiting(serving))
+        eventually(lambda: waiting(serving) == len(calls), 30, lambda: waiting(serving))  # noqa: B023
     assert threading.active_count() <= threads
     # Nor the room of calls that run.
     with ThreadPoolExecutor(8) as pool:
