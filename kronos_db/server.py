@@ -125,7 +125,7 @@ class Server:
         self._workers = Workers(
             settings.worker_threads, settings.compute_threads, _MOST_STREAMS, on_compute=self._core.release
         )
-        self._metrics = RpcMetrics(self.registry)
+        self._metrics = RpcMetrics(self.registry, shared / f"calls-{slot}.tally" if shared else None)
         self._overload = Overload(_limits(settings), self._workers.expected_wait, self._metrics.refused)
         self._feeds = Feeds(listening_dsns(settings, SERVED), settings.caller_streams)
         self._conversations = Conversations(self._workers.post, self._feeds.pusher, self._feeds.streams)

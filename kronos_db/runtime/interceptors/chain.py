@@ -185,9 +185,9 @@ class _Composed:
         # Read by grpc._server.
         self.experimental_non_blocking = method.pushed
         self._method = method
-        self._guards = [
-            (guard.begin(method) or _nothing_before, guard.end(method) or _nothing_after) for guard in guards
-        ]
+        # Steps in the order in which they are taken; one of the two may be there alone.
+        self._guards = [(guard.begin(method), guard.end(method)) for guard in guards]
+        self._guards = [each for each in self._guards if each != (None, None)]
         self._run = run
         self.arrive = None if _CONTEXT is None else partial(self._arrive, _CONTEXT)
 
@@ -199,11 +199,15 @@ class _Composed:
         return self._entered(view(event, state, None))
 
     def _entered(self, context: grpc.ServicerContext) -> _Arrived:
-        arrived = _Arrived(Call(self._method, context), self._run)
+        call = Call(self._method, context)
+        arrived = _Arrived(call, self._run)
+        entered = arrived.entered
         try:
             for begin, end in self._guards:
-                begin(arrived.call)
-                arrived.entered.append(end)
+                if begin is not None:
+                    begin(call)
+                if end is not None:
+                    entered.append(end)
         except BaseException as error:  # noqa: BLE001  # raised again when gRPC runs the call
             arrived.refusal = arrived.end(error)
         return arrived
@@ -331,11 +335,3 @@ def _unary_out(inner: Handler, step: Step) -> Handler:
 
 def _stream_out(inner: Handler, step: Step) -> Handler:
     return lambda request, call: (step(response, call) for response in inner(request, call))
-
-
-def _nothing_before(call: Call) -> None:
-    """Let the call pass."""
-
-
-def _nothing_after(call: Call, error: BaseException | None) -> None:
-    """Let the outcome pass."""
