@@ -37,7 +37,7 @@ _ENQUEUE = "/kronos.messages.v1.MessagesService/EnqueueMessages"
 _RAW = """
 INSERT INTO messages.message (bin, id, state, rank, position, enqueue_time, payload)
 SELECT %(bin)s::uuid, id, 0, 9, (pg_current_xact_id()::text::bigint << 16) + place, now(), payload
-FROM unnest(%(ids)s::uuid[], %(payloads)s::bytea[]) WITH ORDINALITY AS new (id, payload, place)
+FROM unnest(%(ids)s::uuid[], %(payloads)b::bytea[]) WITH ORDINALITY AS new (id, payload, place)
 """
 _DELAY = """
 INSERT INTO messages.message (bin, id, state, rank, position, due_time, enqueue_time, payload)

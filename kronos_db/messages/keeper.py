@@ -47,7 +47,8 @@ class Keeper:
         self._database.execute(self._queries["sample"], {})
         by_bin = {queue.bin: queue for queue in self._queues.every()}
         for bins in _chunks(list(by_bin), _QUEUES):
-            for astir in self._store.astir(bins):
+            lows = [self._store.low_water.exhausted(bin_id) for bin_id in bins]
+            for astir in self._store.astir(bins, lows):
                 queue = by_bin[astir.bin]
                 if astir.due:
                     self._revive(queue, held)
@@ -76,7 +77,7 @@ class Keeper:
         """Make dead letters of messages whose last lease ran out."""
         params = {
             "bin": queue.bin,
-            "low": self._store.low_water.due(queue.bin),
+            "low": self._store.low_water.exhausted(queue.bin),
             "max_attempts": queue.max_attempts,
             "limit": _STEP,
         }
@@ -87,6 +88,7 @@ class Keeper:
         }
         while held() and (ids := self._database.fetch_all(self._queries["exhausted"], params, str)):
             self._take_away("bury", queue, ids, rules)
+        self._store.low_water.buried(queue.bin)
 
     def _remove_overdue(self, queue: Queue, held: Callable[[], bool]) -> None:
         params = {

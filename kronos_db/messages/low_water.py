@@ -33,6 +33,10 @@ class _Marks:
 
     places: list[int] = field(default_factory=lambda: [0] * len(RANKS))
     due: datetime = BEGINNING
+    # The same for those whose attempts are used up, which are looked for by the background work alone.
+    exhausted: datetime = BEGINNING
+    # Until when all that was due was found.
+    found_until: datetime = BEGINNING
     looked: float = 0.0
     # When the marks are to be found anew.
     anew: float = 0.0
@@ -67,8 +71,13 @@ class LowWater:
         marks = self._of(bin_id)
         now = time.monotonic()
         if now >= marks.due_anew:
-            marks.due, marks.due_anew = BEGINNING, now + _LATEST
+            marks.due = marks.exhausted = BEGINNING
+            marks.due_anew = now + _LATEST
         return marks.due
+
+    def exhausted(self, bin_id: str) -> datetime:
+        """Return from which time on there may be messages whose last lease ran out."""
+        return min(self.due(bin_id), self._of(bin_id).exhausted)
 
     def look(self, bin_id: str) -> Look | None:
         """Return what to look at, when it is time for that; to one caller at a time."""
@@ -112,7 +121,14 @@ class LowWater:
 
     def revived_until(self, bin_id: str, moment: datetime) -> None:
         """Take note that all that was due at a time, by the clock of the database, was found."""
-        self._of(bin_id).due = moment - timedelta(seconds=_LATEST)
+        marks = self._of(bin_id)
+        marks.due, marks.found_until = moment - timedelta(seconds=_LATEST), moment
+
+    def buried(self, bin_id: str) -> None:
+        """Take note that all whose attempts are used up were found too, until when all that was due was."""
+        marks = self._of(bin_id)
+        if marks.found_until > BEGINNING:
+            marks.exhausted = marks.found_until - timedelta(seconds=_LATEST)
 
     def _of(self, bin_id: str) -> _Marks:
         marks = self._bins.get(bin_id)

@@ -132,7 +132,7 @@ FOR UPDATE;
 -- Messages to be stored. Columns that no message has are sent empty.
 SELECT item.*, CASE WHEN due > now() THEN due WHEN wait > 0 THEN now() + make_interval(secs => wait) END AS not_before
 FROM unnest(
-    %(bins)s::uuid[], %(ids)s::uuid[], %(ranks)s::smallint[], %(payloads)s::bytea[], %(headers)s::jsonb[],
+    %(bins)s::uuid[], %(ids)s::uuid[], %(ranks)s::smallint[], %(payloads)b::bytea[], %(headers)s::jsonb[],
     %(delays)s::float8[], %(due_times)s::timestamptz[], %(lives)s::float8[], %(keys)s::text[]
 ) WITH ORDINALITY AS item (bin, id, rank, payload, headers, wait, due, life, ordering_key, place)
 

@@ -120,8 +120,9 @@ class MessagesService(MessagesServiceServicer):
     ) -> pb.EnqueueMessagesResponse:
         """Store all messages or none."""
         queue = self.queue(request.queue)
-        mutation: Mutation[list[model.Stored], pb.EnqueueMessagesResponse] = Call.of(context).mutation(
-            pb.EnqueueMessagesResponse, _enqueued
+        # What is kept of the answer is a third of it: each message has a row already.
+        mutation: Mutation[list[model.Stored], pb.EnqueueMessagesResponse] = replace(
+            Call.of(context).mutation(pb.EnqueueMessagesResponse, _enqueued), encode=_packed_ids, decode=_unpacked_ids
         )
         return self._store.enqueue(queue, wire.new_messages(request.messages, queue), mutation)
 
@@ -340,6 +341,20 @@ def _enqueued(stored: list[model.Stored]) -> pb.EnqueueMessagesResponse:
         if duplicate:
             result.duplicate = True
     return response
+
+
+def _packed_ids(response: pb.EnqueueMessagesResponse) -> bytes:
+    """Return an answer in short: for each message whether it is a duplicate, then all ids."""
+    results = response.results
+    return bytes([result.duplicate for result in results]) + bytes.fromhex(
+        "".join([result.message_id for result in results]).replace("-", "")
+    )
+
+
+def _unpacked_ids(kept: bytes) -> pb.EnqueueMessagesResponse:
+    count = len(kept) // (1 + _UUID_BYTES)
+    ids = [str(UUID(bytes=kept[at : at + _UUID_BYTES])) for at in range(count, len(kept), _UUID_BYTES)]
+    return _enqueued([model.Stored(*each) for each in zip(ids, map(bool, kept[:count]), strict=True)])
 
 
 def _extended(extended: model.Extended) -> pb.ExtendLeasesResponse:

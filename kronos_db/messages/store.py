@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -218,13 +219,13 @@ class MessagesStore:
         if queue.ordered:
             tx.execute(self.queries["lock_lanes_of"], {"bins": _array([queue.bin] * len(ids)), "ids": _array(ids)})
 
-    def astir(self, bins: Sequence[str]) -> list[Astir]:
-        """Return what there is to do for bins."""
+    def astir(self, bins: Sequence[str], due_lows: Sequence[datetime]) -> list[Astir]:
+        """Return what there is to do for bins; each is looked at for what is due from one time on."""
         params = {
             "bins": list(bins),
             "ranks": list(RANKS),
             "lows": [min(self.low_water.places(bin_id)) for bin_id in bins],
-            "due_lows": [self.low_water.due(bin_id) for bin_id in bins],
+            "due_lows": list(due_lows),
         }
         return self.database.fetch_all(self.queries["astir"], params, Astir)
 

@@ -130,7 +130,8 @@ class Waiting:
         if not queues:
             return None
         pause = _POLL
-        for astir in self._store.astir(list(queues)):
+        due_lows = [self._store.low_water.due(bin_id) for bin_id in queues]
+        for astir in self._store.astir(list(queues), due_lows):
             if not astir.exists:
                 self._wake_all(astir.bin)
                 continue

@@ -11,7 +11,7 @@ VALUES (
 INSERT INTO {schema}.idempotency (caller, request_id, fingerprint, reply, tags, expire_time)
 SELECT caller, request_id, fingerprint, reply, %(tags)s::text[], now() + make_interval(secs => kept)
 FROM unnest(
-    %(callers)s::text[], %(request_ids)s::uuid[], %(fingerprints)s::bytea[], %(replies)s::bytea[], %(windows)s::float8[]
+    %(callers)s::text[], %(request_ids)s::uuid[], %(fingerprints)b::bytea[], %(replies)b::bytea[], %(windows)s::float8[]
 ) AS item (caller, request_id, fingerprint, reply, kept);
 
 -- name: recall
