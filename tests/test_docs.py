@@ -104,6 +104,11 @@ def test_reasons_exist(page: Path) -> None:
         "PROTECTION_",
         "NORMALIZATION_",
         "WORKLOAD_",
+        "MESSAGE_STATE_",
+        "FAILURE_KIND_",
+        "DEATH_CAUSE_",
+        "OUTCOME_",
+        "CANCELLATION_",
     )
     for span in spans(page):
         if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", span) and not span.startswith(prefixes):

@@ -219,6 +219,11 @@ class BacklogFullError(KronosError):
 class PayloadTooLargeError(KronosError):
     """A payload is larger than the queue takes."""
 
+    def __init__(self, index: int, limit: int) -> None:
+        where = f"messages[{index}].payload"
+        violation = FieldViolation(where, "is larger than the queue takes")
+        super().__init__(metadata={"field": where, "limit": str(limit)}, violations=[violation])
+
 
 class MessageExistsError(KronosError):
     """A message of the queue has the id."""

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from kronos.messages.v1 import messages_pb2 as pb
 
 from kronos_db.messages import model
-from kronos_db.runtime.errors import BadRequestError, FieldViolation
+from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.timestamps import from_timestamp, set_timestamp
 
 _DURATIONS = ("lease_duration", "min_backoff", "max_backoff", "message_retention", "dead_letter_retention")
@@ -95,10 +95,7 @@ def new_messages(messages: Sequence[pb.Message], queue: model.Queue) -> list[mod
 def _new_message(message: pb.Message, index: int, queue: model.Queue) -> model.NewMessage:
     payload = message.payload
     if len(payload) - _SEAL_BYTES > queue.max_payload_bytes // _BLOCK * _BLOCK + _BLOCK:
-        raise model.PayloadTooLargeError(
-            metadata={"field": f"messages[{index}].payload", "limit": str(queue.max_payload_bytes)},
-            violations=[FieldViolation(f"messages[{index}].payload", "is larger than the queue takes")],
-        )
+        raise model.PayloadTooLargeError(index, queue.max_payload_bytes)
     key = message.ordering_key or None
     if key is not None and not queue.ordered:
         raise BadRequestError.of(f"messages[{index}].ordering_key", "needs a queue that is ordered")
