@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -121,8 +120,8 @@ class MessagesService(MessagesServiceServicer):
         """Store all messages or none."""
         queue = self.queue(request.queue)
         # What is kept of the answer is a third of it: each message has a row already.
-        mutation: Mutation[list[model.Stored], pb.EnqueueMessagesResponse] = replace(
-            Call.of(context).mutation(pb.EnqueueMessagesResponse, _enqueued), encode=_packed_ids, decode=_unpacked_ids
+        mutation: Mutation[list[model.Stored], pb.EnqueueMessagesResponse] = Call.of(context).mutation(
+            pb.EnqueueMessagesResponse, _enqueued, _packed_ids, _unpacked_ids
         )
         return self._store.enqueue(queue, wire.new_messages(request.messages, queue), mutation)
 
@@ -249,9 +248,7 @@ class MessagesService(MessagesServiceServicer):
         if call.write_id is None and not call.validate_only:
             return self._store.lease(queue, wish)
         # What is kept of the answer are names: no payload is stored twice.
-        mutation: Mutation[Any, Any] = replace(
-            call.mutation(pb.LeaseMessagesResponse, _same), encode=_held, decode=_held_earlier
-        )
+        mutation: Mutation[Any, Any] = call.mutation(pb.LeaseMessagesResponse, _same, _held, _held_earlier)
         return self._store.lease_once(queue, wish, mutation)
 
     def _wait(

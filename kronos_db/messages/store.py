@@ -41,6 +41,8 @@ Reply = TypeVar("Reply")
 
 # Calls with more messages than this are written alone: together they would hold each other up.
 _MOST_TOGETHER = 64
+# All ranks as PostgreSQL takes them; see `_array`.
+RANKS_ARRAY = f"{{{','.join(map(str, RANKS))}}}"
 # How many messages whose time has come are made ready at once.
 _MOST_REVIVED = 500
 _RETRY_AFTER = 1.0
@@ -223,7 +225,7 @@ class MessagesStore:
         """Return what there is to do for bins; each is looked at for what is due from one time on."""
         params = {
             "bins": list(bins),
-            "ranks": list(RANKS),
+            "ranks": RANKS_ARRAY,
             "lows": [min(self.low_water.places(bin_id)) for bin_id in bins],
             "due_lows": list(due_lows),
         }
@@ -333,8 +335,8 @@ class MessagesStore:
     def _leased(self, tx: Transaction, queue: Queue, wish: Wish, token: str) -> tuple[list[Leased], int]:
         params = {
             "bin": queue.bin,
-            "ranks": list(RANKS),
-            "lows": self.low_water.places(queue.bin),
+            "ranks": RANKS_ARRAY,
+            "lows": _array(map(str, self.low_water.places(queue.bin))),
             "limit": wish.limit,
             "bytes": wish.max_bytes,
             "seconds": wish.seconds,
@@ -348,7 +350,7 @@ class MessagesStore:
         look = self.low_water.look(queue.bin)
         if look is None:
             return
-        params = {"bin": queue.bin, "ranks": list(RANKS), "lows": list(look.lows)}
+        params = {"bin": queue.bin, "ranks": RANKS_ARRAY, "lows": _array(map(str, look.lows))}
         rows = self.database.fetch_all(self.queries["lowest"], params, _row)
         first = {rank: place for rank, place, _ in rows}
         self.low_water.looked(look, [first[rank] for rank in RANKS], rows[0][2], xid << 16)

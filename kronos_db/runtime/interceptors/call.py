@@ -100,16 +100,25 @@ class Call:
             self.waiting = False
             self.standby.back()
 
-    def mutation(self, answer: type[Answer], reply: Callable[[Result], Answer]) -> Mutation[Result, Answer]:
-        """Return what the database needs to answer this mutating call once; `reply` makes the answer of a result."""
+    def mutation(
+        self,
+        answer: type[Answer],
+        reply: Callable[[Result], Answer],
+        encode: Callable[[Any], bytes] | None = None,
+        decode: Callable[[bytes], Any] | None = None,
+    ) -> Mutation[Result, Answer]:
+        """Return what the database needs to answer this mutating call once; `reply` makes the answer of a result.
+
+        `encode` and `decode` keep the answer in another form than its own.
+        """
         return Mutation(
             caller=self.caller,
             # A call without request_id gets one of its own: a lost COMMIT is resolved by it all the same.
             request_id=self.write_id or uuid4(),
             fingerprint=self.fingerprint,
             reply=reply,
-            encode=_encode,
-            decode=answer.FromString,
+            encode=encode or _encode,
+            decode=decode or answer.FromString,
             window=self.request_id_window,
             validate_only=self.validate_only,
         )
