@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
+from uuid import uuid4
 
 import structlog
 from kronos.messages.v1 import messages_pb2 as pb
@@ -14,6 +15,7 @@ from kronos.messages.v1 import messages_pb2 as pb
 from kronos_db.messages import model, wire
 from kronos_db.messages.store import MessagesStore
 from kronos_db.messages.waiting import Waiting
+from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError, KronosError
 
 _log = structlog.get_logger(__name__)
@@ -25,6 +27,8 @@ _MOST_ON_THE_WAY = 4
 # Leases of what is on its way are renewed when this share of them is over, and looked at so often, in seconds.
 _RENEWED_AT = 0.5
 _LOOK = 0.25
+# Seconds that the server may take to find out what became of a COMMIT.
+_ATTEMPTS = 600.0
 # Seconds that the thread gets to end.
 _PATIENCE = 5.0
 
@@ -143,7 +147,7 @@ class Consumer:
         self._stop()
         self._all.leave(self)
         unsent = [receipt for sent in self._unsent() for receipt in sent.receipts]
-        if unsent and self._line is None and self._name:
+        if unsent:
             self._all.store.release(self._find_queue(self._name), unsent)
 
     def wake(self) -> None:
@@ -196,9 +200,9 @@ class Consumer:
     def _settle(self, queue: model.Queue, message: pb.ConsumeMessagesRequest) -> None:
         outcomes: list[int] = []
         if message.acks:
-            outcomes += self._all.store.ack_now(queue, wire.receipts(message.acks))
+            outcomes += self._all.store.ack(queue, wire.receipts(message.acks), _unnamed())
         if message.nacks:
-            outcomes += self._all.store.nack_now(queue, wire.returns(message.nacks))
+            outcomes += self._all.store.nack(queue, wire.returns(message.nacks), _unnamed())
         if outcomes:
             response = pb.ConsumeMessagesResponse()
             response.outcomes.extend(outcomes)  # type: ignore[arg-type]  # the numbers are those of the contract
@@ -247,7 +251,7 @@ class Consumer:
             wire.fill_leased(add(), each)
         with self._lock:
             self._credit_messages -= len(leased)
-            self._credit_bytes -= sum(len(each.message.payload) for each in leased)
+            self._credit_bytes -= sum(len(each.message.payload or b"") for each in leased)
             over = self._over
         if over:
             self._all.store.release(queue, [model.Receipt(each.message.id, each.token) for each in leased])
@@ -288,3 +292,20 @@ class Consumer:
         line, self._line = self._line, None
         if line is not None:
             self._all.waiting.leave(line, self)
+
+
+def _unnamed() -> Mutation[list[int], list[int]]:
+    """Return what makes a change that nobody repeats but the server itself, when a connection is lost at COMMIT."""
+    return Mutation("", uuid4(), b"", _same, _encode, _decode, _ATTEMPTS)
+
+
+def _encode(outcomes: list[int]) -> bytes:
+    return bytes(outcomes)
+
+
+def _decode(kept: bytes) -> list[int]:
+    return list(kept)
+
+
+def _same(outcomes: list[int]) -> list[int]:
+    return outcomes

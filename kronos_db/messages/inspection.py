@@ -13,6 +13,8 @@ from kronos_db.runtime.database.idempotency import Mutation
 Reply = TypeVar("Reply")
 # Sort keys of a page, and what comes before each of all.
 Key = Sequence[str]
+# Bytes of payload on a page, before its last row.
+PAGE_BYTES = 1 << 20
 _NO_ID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -25,17 +27,23 @@ class Inspection:
         self._queries = store.queries
 
     def peek(self, queue: Queue, state: State, after: Key | None, limit: int) -> list[tuple[Key, Message]]:
-        """Return at most `limit` messages in a state, each with its sort key."""
+        """Return at most `limit` messages in a state, each with its sort key.
+
+        Those behind as many bytes as a page may have come without payload: None.
+        """
         name, params = _page_of(state, after)
         rows = self._database.fetch_all(
-            self._queries[name], {"bin": queue.bin, "limit": limit, **params}, lambda *row: row
+            self._queries[name],
+            {"bin": queue.bin, "limit": limit, "bytes": PAGE_BYTES, **params},
+            lambda *row: row,
         )
         return [(_key_of(state, row), as_message(row[2:])) for row in rows]
 
     def dead_letters(self, queue: Queue, after: Key | None, limit: int) -> list[DeadLetter]:
-        """Return at most `limit` dead letters, the oldest first."""
+        """Return at most `limit` dead letters, the oldest first; those behind a page's bytes without payload: None."""
         after_time, after_id = after or ("-infinity", _NO_ID)
-        params = {"bin": queue.dead_bin, "after_time": after_time, "after_id": after_id, "limit": limit}
+        params: dict[str, Any] = {"bin": queue.dead_bin, "after_time": after_time, "after_id": after_id, "limit": limit}
+        params["bytes"] = PAGE_BYTES
         rows = self._database.fetch_all(self._queries["list_dead_letters"], params, lambda *row: row)
         return [DeadLetter(as_message(row[2:]), row[0], row[1]) for row in rows]
 

@@ -110,7 +110,8 @@ class Message(NamedTuple):
     """A message as stored; `payload` is sealed. `history` has what `Failure` of the contract has."""
 
     id: str
-    payload: bytes
+    # None where it was not read.
+    payload: bytes | None
     headers: Mapping[str, str] | None
     rank: int
     ordering_key: str | None

@@ -542,40 +542,81 @@ WITH gone AS (
 ), counted AS ({count_removed})
 SELECT %(bin)s::uuid::text, ordering_key, number FROM gone WHERE state <> 3 AND ordering_key IS NOT NULL;
 
+-- fragment: page_columns
+-- The same of a row of a page; those behind as many bytes as a page has come without their payload.
+id::text, CASE WHEN before <= %(bytes)s THEN payload END, headers, rank, ordering_key, enqueue_time, expire_time,
+attempts, history
+
+-- fragment: bytes_before
+-- How many bytes the rows of a page before one have, in the order of `by_order`.
+sum(octet_length(payload)) OVER by_order - octet_length(payload) AS before
+
 -- name: peek_ready
 -- A page of ready messages, in the order of delivery.
-SELECT rank, position, {message_columns}
-FROM messages.message
-WHERE bin = %(bin)s::uuid AND state = 0
-    AND (rank, position, id) > (%(after_rank)s::smallint, %(after_position)s::bigint, %(after_id)s::uuid)
-ORDER BY rank, position, id
-LIMIT %(limit)s;
+SELECT rank, position, {page_columns}
+FROM (
+    SELECT *, {bytes_before}
+    FROM (
+        SELECT *
+        FROM messages.message
+        WHERE bin = %(bin)s::uuid AND state = 0
+            AND (rank, position, id) > (%(after_rank)s::smallint, %(after_position)s::bigint, %(after_id)s::uuid)
+        ORDER BY rank, position, id
+        LIMIT %(limit)s
+    ) AS found
+    WINDOW by_order AS (ORDER BY rank, position, id)
+) AS page
+ORDER BY page.rank, position, page.id;
 
 -- name: peek_due
 -- A page of delayed or of leased messages, by when they are due.
-SELECT due_time, NULL, {message_columns}
-FROM messages.message
-WHERE bin = %(bin)s::uuid AND due_time IS NOT NULL AND state = %(state)s
-    AND (due_time, id) > (%(after_time)s::timestamptz, %(after_id)s::uuid)
-ORDER BY due_time, message.id
-LIMIT %(limit)s;
+SELECT due_time, NULL, {page_columns}
+FROM (
+    SELECT *, {bytes_before}
+    FROM (
+        SELECT *
+        FROM messages.message
+        WHERE bin = %(bin)s::uuid AND due_time IS NOT NULL AND state = %(state)s
+            AND (due_time, id) > (%(after_time)s::timestamptz, %(after_id)s::uuid)
+        ORDER BY due_time, id
+        LIMIT %(limit)s
+    ) AS found
+    WINDOW by_order AS (ORDER BY due_time, id)
+) AS page
+ORDER BY due_time, page.id;
 
 -- name: peek_blocked
 -- A page of blocked messages, by key and number.
-SELECT ordering_key, number, {message_columns}
-FROM messages.message
-WHERE bin = %(bin)s::uuid AND ordering_key IS NOT NULL AND state = 3
-    AND (ordering_key, number) > (%(after_key)s::text, %(after_number)s::bigint)
-ORDER BY message.ordering_key, number
-LIMIT %(limit)s;
+SELECT page.ordering_key, number, {page_columns}
+FROM (
+    SELECT *, {bytes_before}
+    FROM (
+        SELECT *
+        FROM messages.message
+        WHERE bin = %(bin)s::uuid AND ordering_key IS NOT NULL AND state = 3
+            AND (ordering_key, number) > (%(after_key)s::text, %(after_number)s::bigint)
+        ORDER BY ordering_key, number
+        LIMIT %(limit)s
+    ) AS found
+    WINDOW by_order AS (ORDER BY ordering_key, number)
+) AS page
+ORDER BY page.ordering_key, number;
 
 -- name: list_dead_letters
 -- A page of dead letters, the oldest first.
-SELECT cause, dead_time, id::text, payload, headers, rank, ordering_key, enqueue_time, NULL, attempts, history
-FROM messages.dead_letter
-WHERE bin = %(bin)s::uuid AND (dead_time, id) > (%(after_time)s::timestamptz, %(after_id)s::uuid)
-ORDER BY dead_time, dead_letter.id
-LIMIT %(limit)s;
+SELECT cause, dead_time, {page_columns}
+FROM (
+    SELECT *, NULL::timestamptz AS expire_time, {bytes_before}
+    FROM (
+        SELECT *
+        FROM messages.dead_letter
+        WHERE bin = %(bin)s::uuid AND (dead_time, id) > (%(after_time)s::timestamptz, %(after_id)s::uuid)
+        ORDER BY dead_time, id
+        LIMIT %(limit)s
+    ) AS found
+    WINDOW by_order AS (ORDER BY dead_time, id)
+) AS page
+ORDER BY dead_time, page.id;
 
 -- name: pick_dead_letters
 -- Dead letters by id, or the oldest ones, locked; the oldest of those with one id.

@@ -31,8 +31,6 @@ from kronos_db.runtime.timestamps import set_timestamp
 _MOST_LEASED = 1000
 _DEFAULT_LEASE_BYTES, _MOST_LEASE_BYTES = 1 << 20, 3 << 20
 _DEFAULT_REPLAYED, _MOST_REPLAYED = 100, 1000
-# Bytes of payload on a page.
-_PAGE_BYTES = 1 << 20
 # Seconds before its deadline at which a call that waits is answered.
 _MARGIN = 0.1
 _UUID_BYTES = 16
@@ -385,13 +383,9 @@ def _held_earlier(kept: bytes) -> Any:
 
 
 def _within(messages: Sequence[model.Message], size: int) -> int:
-    """Return how many messages, one at least, a page may have."""
-    total = 0
-    for count, message in enumerate(messages[:size]):
-        total += len(message.payload)
-        if total > _PAGE_BYTES and count:
-            return count
-    return min(size, len(messages))
+    """Return how many messages a page has: those of which the payload was read, and `size` at most."""
+    read = [message.payload is not None for message in messages[:size]]
+    return read.index(False) if False in read else len(read)
 
 
 def _version(etag: str, field: str) -> int | None:

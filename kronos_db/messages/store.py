@@ -39,7 +39,8 @@ from kronos_db.runtime.workers import Gatherer
 QUERIES = Path(__file__).with_name("queries.sql")
 Reply = TypeVar("Reply")
 
-# Calls with more messages than this are written alone: together they would hold each other up.
+# Calls with more messages than this are written alone: together they would hold each other up. Of one transaction there
+# must be fewer than 2^16.
 _MOST_TOGETHER = 64
 # All ranks as PostgreSQL takes them; see `_array`.
 RANKS_ARRAY = f"{{{','.join(map(str, RANKS))}}}"
@@ -151,23 +152,11 @@ class MessagesStore:
             return cast("Reply", self._ack_alone(call))
         return cast("Reply", self._acks.get(call))
 
-    def ack_now(self, queue: Queue, receipts: Sequence[Receipt]) -> list[int]:
-        """Remove messages for a caller who is answered on a stream, and so repeats nothing."""
-        outcomes = self.database.transact(lambda tx: self._acknowledged(tx, [(queue, receipts)]))[0]
-        self._after_removal(queue)
-        return outcomes
-
     def nack(self, queue: Queue, returns: Sequence[Return], mutation: Mutation[list[int], Reply]) -> Reply:
         """Take messages back, each under the lease that holds; the result tells of each."""
         reply = self.database.write(lambda tx: self._returned(tx, queue, returns), mutation)
         self.on_ready(queue)
         return reply
-
-    def nack_now(self, queue: Queue, returns: Sequence[Return]) -> list[int]:
-        """Take messages back from a caller who is answered on a stream, and so repeats nothing."""
-        outcomes = self.database.transact(lambda tx: self._returned(tx, queue, returns))
-        self.on_ready(queue)
-        return outcomes
 
     def extend(
         self, queue: Queue, receipts: Sequence[Receipt], seconds: float, mutation: Mutation[Extended, Reply]

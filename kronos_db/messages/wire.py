@@ -136,7 +136,8 @@ def fill_message(into: pb.Message, message: model.Message) -> None:
     """Write `message` into an empty one: in place and without detours, since answers hold up to a thousand."""
     message_id, payload, headers, rank, key, enqueued, expires, attempts, history = message
     into.id = message_id
-    into.payload = payload
+    if payload:
+        into.payload = payload
     if headers:
         into.headers.update(headers)
     if rank != model.HIGHEST_PRIORITY:

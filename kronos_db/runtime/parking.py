@@ -19,6 +19,8 @@ from typing import NoReturn
 
 # Seconds that the thread gets to end.
 _PATIENCE = 1.0
+# From so many on, it is looked who waits no more.
+_CROWD = 1000
 
 
 class StepAside(BaseException):
@@ -68,6 +70,11 @@ class Parked:
         with self._lock:
             self._woken = False
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its caller was answered or left."""
+        return self._left
+
     def step_aside(self) -> NoReturn:
         """Leave the thread."""
         raise StepAside(self)
@@ -93,11 +100,13 @@ class Parking:
         self._order = itertools.count()
         self._due: list[tuple[float, int, Parked]] = []
         self._thread: threading.Thread | None = None
+        self._crowd = _CROWD
 
     def watch(self, parked: Parked) -> None:
         """Wake a call when its time is over, or the process is about to end."""
         with self._changed:
             if not self.closing:
+                self._forget_done()
                 heapq.heappush(self._due, (parked.until, next(self._order), parked))
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="parking", daemon=True)
@@ -118,6 +127,13 @@ class Parking:
             parked.wake()
         if thread is not None:
             thread.join(_PATIENCE)
+
+    def _forget_done(self) -> None:
+        """Forget those whose time is not over and who are answered, when there are many."""
+        if len(self._due) >= self._crowd:
+            self._due = [each for each in self._due if not each[2].is_done]
+            heapq.heapify(self._due)
+            self._crowd = max(_CROWD, 2 * len(self._due))
 
     def _run(self) -> None:
         while True:

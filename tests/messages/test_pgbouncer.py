@@ -28,7 +28,7 @@ THREADS, EACH = 4, 60
     ("fixture", "prepared"), [("pgbouncer_118", False), ("pgbouncer_124", True), ("pgbouncer_124", False)]
 )
 @pytest.mark.parametrize("ordered", [False, True])
-def test_every_statement_through_a_pgbouncer(
+def test_every_statement_through_a_pgbouncer(  # noqa: PLR0917  # fixtures
     request: pytest.FixtureRequest,
     postgres: EmbeddedPostgres,
     tmp_path: Path,

@@ -158,7 +158,7 @@ def test_a_full_queue_lets_a_page_be_peeked(bench: Bench) -> None:
         "peek_blocked": {"after_key": "k5", "after_number": DELAYED + LEASED + 2_000},
     }
     for name, params in pages.items():
-        nodes = bench.explain(name, {"bin": bench.queue.bin, "limit": 50, **params})
+        nodes = bench.explain(name, {"bin": bench.queue.bin, "limit": 50, "bytes": 1 << 20, **params})
         assert scans(nodes) == [], name
         assert blocks(nodes) < 400, name
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from kronos.messages.v1 import messages_pb2 as pb
@@ -354,3 +356,36 @@ def test_counts_are_those_of_the_rows(messages: MessagesServiceStub) -> None:
     assert (found.ready, found.delayed, found.leased) == (3, 2, 1)
     assert (found.enqueued_total, found.leased_total, found.acked_total) == (8, 5, 2)
     assert found.HasField("oldest_ready_enqueue_time")
+
+
+def test_pages_have_a_bound_in_bytes(messages: MessagesServiceStub) -> None:
+    queue = create(messages)
+    numbers = [str(number) for number in range(12)]
+    for number in numbers:
+        enqueue(messages, queue, "x" * 250_000, headers={"n": number})
+
+    def pages(call: Callable[[str], Any], field: str) -> list[list[str]]:
+        found: list[list[str]] = []
+        token = ""
+        while True:
+            page = call(token)
+            items = [getattr(item, "message", item) for item in getattr(page, field)]
+            assert all(len(item.payload) == 250_000 for item in items)
+            found.append([item.headers["n"] for item in items])
+            token = page.next_page_token
+            if not token:
+                return found
+
+    peeked = pages(
+        lambda token: messages.PeekMessages(pb.PeekMessagesRequest(queue=queue, page_token=token)), "messages"
+    )
+    assert [number for page in peeked for number in page] == numbers
+    assert max(map(len, peeked)) == 5
+    while leased := lease(messages, queue, 12, max_bytes=1 << 21):
+        nack(messages, queue, leased, dead_letter=True)
+    dead = pages(
+        lambda token: messages.ListDeadLetters(pb.ListDeadLettersRequest(queue=queue, page_token=token)),
+        "dead_letters",
+    )
+    assert sorted((number for page in dead for number in page), key=int) == numbers
+    assert max(map(len, dead)) == 5

@@ -100,6 +100,14 @@ def test_a_close_wakes_all_and_keeps_nobody(parking: Parking) -> None:
     assert later[1].resumed == 1
 
 
+def test_those_who_were_answered_are_forgotten(parking: Parking) -> None:
+    for _ in range(5000):
+        parked = Parked(FOREVER)
+        parking.watch(parked)
+        parked.leave()
+    assert len(parking._due) <= 1000
+
+
 class Service:
     """Answers a call when it runs the second time."""
 

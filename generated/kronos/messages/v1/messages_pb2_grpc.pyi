@@ -67,8 +67,8 @@ class MessagesServiceStub:
     ConsumeMessages: _grpc.StreamStreamMultiCallable[_messages_pb2.ConsumeMessagesRequest, _messages_pb2.ConsumeMessagesResponse]
     """Leases messages and sends them as they become ready, as many as the caller gave credit for; takes acknowledgements
     on the same stream. Leases of messages that are still on their way to the caller are renewed by the server; from then
-    on by the caller, with ExtendLeases. An idle stream holds no thread. When a stream ends, what it has leased comes back
-    as its leases run out, and what was not sent yet at once.
+    on by the caller, with ExtendLeases. An idle stream holds no thread. What a stream has leased when it ends comes
+    back as the leases run out; when the caller left, what was not sent to it yet at once.
 
     RESOURCE_EXHAUSTED (TOO_MANY_STREAMS) when the caller holds too many streams. UNAVAILABLE (SHUTTING_DOWN) when the
     server ends: open another stream.
@@ -209,8 +209,8 @@ class MessagesServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Iterator[_messages_pb2.ConsumeMessagesResponse]:
         """Leases messages and sends them as they become ready, as many as the caller gave credit for; takes acknowledgements
         on the same stream. Leases of messages that are still on their way to the caller are renewed by the server; from then
-        on by the caller, with ExtendLeases. An idle stream holds no thread. When a stream ends, what it has leased comes back
-        as its leases run out, and what was not sent yet at once.
+        on by the caller, with ExtendLeases. An idle stream holds no thread. What a stream has leased when it ends comes
+        back as the leases run out; when the caller left, what was not sent to it yet at once.
 
         RESOURCE_EXHAUSTED (TOO_MANY_STREAMS) when the caller holds too many streams. UNAVAILABLE (SHUTTING_DOWN) when the
         server ends: open another stream.
