@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from kronos_db.config import Settings, SettingsError
 from kronos_db.messages.backlog import Backlogs
 from kronos_db.messages.consuming import Consumers
+from kronos_db.messages.enqueuing import Enqueuing
 from kronos_db.messages.inspection import Inspection
 from kronos_db.messages.keeper import Keeper
 from kronos_db.messages.low_water import LowWater
@@ -293,7 +294,7 @@ class Server:
 
     def _messages(self, parts: Parts) -> MessagesService:
         database, feeds = parts.database, self._feeds
-        store = MessagesStore(database, LowWater(), Backlogs())
+        store = MessagesStore(database, LowWater())
         waiting = Waiting(store, partial(feeds.notifier.changed, database, "ready"))
         feeds.listen(database.domain, channel(database.domain, "ready"), waiting.notified)
         consumers = Consumers(store, waiting, partial(self._workers.post, Lane(database.domain, "call")))
@@ -302,7 +303,15 @@ class Server:
         inspection = Inspection(store)
         self._background += Keeper(store, queues).works()
         return MessagesService(
-            queues, store, inspection, waiting, consumers, self._parking, parts.page_tokens, parts.cache
+            queues,
+            store,
+            Enqueuing(store, Backlogs()),
+            inspection,
+            waiting,
+            consumers,
+            self._parking,
+            parts.page_tokens,
+            parts.cache,
         )
 
 

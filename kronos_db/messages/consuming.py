@@ -200,9 +200,11 @@ class Consumer:
     def _settle(self, queue: model.Queue, message: pb.ConsumeMessagesRequest) -> None:
         outcomes: list[int] = []
         if message.acks:
-            outcomes += self._all.store.ack(queue, wire.receipts(message.acks), _unnamed())
+            acked: list[int] = self._all.store.ack(queue, wire.receipts(message.acks), _unnamed())
+            outcomes += acked
         if message.nacks:
-            outcomes += self._all.store.nack(queue, wire.returns(message.nacks), _unnamed())
+            nacked: list[int] = self._all.store.nack(queue, wire.returns(message.nacks), _unnamed())
+            outcomes += nacked
         if outcomes:
             response = pb.ConsumeMessagesResponse()
             response.outcomes.extend(outcomes)  # type: ignore[arg-type]  # the numbers are those of the contract

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, TypeVar
-from uuid import UUID
 
 import grpc
 from kronos.messages.v1 import messages_pb2 as pb
@@ -14,9 +13,11 @@ from kronos.messages.v1.messages_pb2_grpc import MessagesServiceServicer
 
 from kronos_db.messages import model, wire
 from kronos_db.messages.consuming import Consumer, Consumers
+from kronos_db.messages.enqueuing import Enqueuing
 from kronos_db.messages.inspection import Inspection
 from kronos_db.messages.queues import QueuesStore, not_found
-from kronos_db.messages.store import LeasedEarlier, MessagesStore
+from kronos_db.messages.remembered import enqueued, held, held_earlier, packed_ids, unpacked_ids
+from kronos_db.messages.store import MessagesStore
 from kronos_db.messages.waiting import Waiting
 from kronos_db.runtime.cache.engine import Cache, Loaded, Rules
 from kronos_db.runtime.database.changes import tag
@@ -33,7 +34,6 @@ _DEFAULT_LEASE_BYTES, _MOST_LEASE_BYTES = 1 << 20, 3 << 20
 _DEFAULT_REPLAYED, _MOST_REPLAYED = 100, 1000
 # Seconds before its deadline at which a call that waits is answered.
 _MARGIN = 0.1
-_UUID_BYTES = 16
 Answer = TypeVar("Answer", pb.CreateQueueResponse, pb.UpdateQueueResponse)
 Outcomes = TypeVar("Outcomes", pb.AckMessagesResponse, pb.NackMessagesResponse)
 
@@ -45,6 +45,7 @@ class MessagesService(MessagesServiceServicer):
         self,
         queues: QueuesStore,
         store: MessagesStore,
+        enqueuing: Enqueuing,
         inspection: Inspection,
         waiting: Waiting,
         consumers: Consumers,
@@ -54,6 +55,7 @@ class MessagesService(MessagesServiceServicer):
     ) -> None:
         self._queues = queues
         self._store = store
+        self._enqueuing = enqueuing
         self._inspection = inspection
         self._waiting = waiting
         self._consumers = consumers
@@ -119,9 +121,9 @@ class MessagesService(MessagesServiceServicer):
         queue = self.queue(request.queue)
         # What is kept of the answer is a third of it: each message has a row already.
         mutation: Mutation[list[model.Stored], pb.EnqueueMessagesResponse] = Call.of(context).mutation(
-            pb.EnqueueMessagesResponse, _enqueued, _packed_ids, _unpacked_ids
+            pb.EnqueueMessagesResponse, enqueued, packed_ids, unpacked_ids
         )
-        return self._store.enqueue(queue, wire.new_messages(request.messages, queue), mutation)
+        return self._enqueuing.enqueue(queue, wire.new_messages(request.messages, queue), mutation)
 
     def LeaseMessages(
         self, request: pb.LeaseMessagesRequest, context: grpc.ServicerContext
@@ -246,7 +248,7 @@ class MessagesService(MessagesServiceServicer):
         if call.write_id is None and not call.validate_only:
             return self._store.lease(queue, wish)
         # What is kept of the answer are names: no payload is stored twice.
-        mutation: Mutation[Any, Any] = call.mutation(pb.LeaseMessagesResponse, _same, _held, _held_earlier)
+        mutation: Mutation[Any, Any] = call.mutation(pb.LeaseMessagesResponse, _same, held, held_earlier)
         return self._store.lease_once(queue, wish, mutation)
 
     def _wait(
@@ -327,31 +329,6 @@ def _with_outcomes(context: grpc.ServicerContext, answer: type[Outcomes]) -> Mut
     return Call.of(context).mutation(answer, lambda outcomes: answer(outcomes=_values(outcomes)))
 
 
-def _enqueued(stored: list[model.Stored]) -> pb.EnqueueMessagesResponse:
-    response = pb.EnqueueMessagesResponse()
-    add = response.results.add
-    for message_id, duplicate in stored:
-        result = add()
-        result.message_id = message_id
-        if duplicate:
-            result.duplicate = True
-    return response
-
-
-def _packed_ids(response: pb.EnqueueMessagesResponse) -> bytes:
-    """Return an answer in short: for each message whether it is a duplicate, then all ids."""
-    results = response.results
-    return bytes([result.duplicate for result in results]) + bytes.fromhex(
-        "".join([result.message_id for result in results]).replace("-", "")
-    )
-
-
-def _unpacked_ids(kept: bytes) -> pb.EnqueueMessagesResponse:
-    count = len(kept) // (1 + _UUID_BYTES)
-    ids = [str(UUID(bytes=kept[at : at + _UUID_BYTES])) for at in range(count, len(kept), _UUID_BYTES)]
-    return _enqueued([model.Stored(*each) for each in zip(ids, map(bool, kept[:count]), strict=True)])
-
-
 def _extended(extended: model.Extended) -> pb.ExtendLeasesResponse:
     response = pb.ExtendLeasesResponse(outcomes=_values(extended.outcomes))
     set_timestamp(response.lease_expire_time, extended.expire_time)
@@ -369,17 +346,6 @@ def _cause(cause: int) -> Any:
 
 def _same(leased: Any) -> Any:
     return leased
-
-
-def _held(leased: Any) -> bytes:
-    """Return the token and the ids of what was leased."""
-    names = [leased[0].token, *(each.message.id for each in leased)]
-    return b"".join(UUID(name).bytes for name in names)
-
-
-def _held_earlier(kept: bytes) -> Any:
-    names = [str(UUID(bytes=kept[at : at + _UUID_BYTES])) for at in range(0, len(kept), _UUID_BYTES)]
-    return LeasedEarlier(names[0], names[1:])
 
 
 def _within(messages: Sequence[model.Message], size: int) -> int:

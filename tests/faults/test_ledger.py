@@ -32,7 +32,7 @@ from tests.parts.fleet import Fleet
 from tests.parts.watching import SOAK
 
 PRODUCERS, CONSUMERS = 4, 8
-MESSAGES = 200_000 if SOAK else 2_400
+MESSAGES = 200_000 if SOAK else 1_200
 KEYS = 400 if SOAK else 40
 LIMIT = 3600.0 if SOAK else 90.0
 QUEUE = "ledger"
@@ -259,7 +259,7 @@ def test_every_message_is_accounted_for(own_fleet: Fleet, own_postgres: Embedded
 
 def _kill_until_done(fleet: Fleet, postgres: EmbeddedPostgres, ledger: Ledger, jobs: Sequence[Future[None]]) -> None:
     """Kill a serving process or PostgreSQL again and again, as the messages go through."""
-    kills = 60 if SOAK else 4
+    kills = 60 if SOAK else 2
     chance = random.Random(7)
     give_up = time.monotonic() + LIMIT
     for kill in range(kills):

@@ -11,6 +11,7 @@ import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.messages.backlog import Backlogs
+from kronos_db.messages.enqueuing import Enqueuing
 from kronos_db.messages.inspection import Inspection
 from kronos_db.messages.keeper import Keeper
 from kronos_db.messages.low_water import LowWater
@@ -36,7 +37,9 @@ class World:
     def enqueue(self, queue: Queue, count: int, **fields: Any) -> None:
         plain: dict[str, Any] = dict.fromkeys(NewMessage._fields)
         plain |= {"payload": b"x", "rank": 9, "deduplication_window": 300.0, **fields}
-        self.store.enqueue(queue, [NewMessage(**{**plain, "id": str(uuid7())}) for _ in range(count)], mutation())
+        Enqueuing(self.store, Backlogs()).enqueue(
+            queue, [NewMessage(**{**plain, "id": str(uuid7())}) for _ in range(count)], mutation()
+        )
 
     def lease(self, queue: Queue, count: int) -> list[Receipt]:
         leased = self.store.lease(queue, Wish(count, 1 << 20, 60.0))
@@ -72,7 +75,7 @@ def world(postgres: EmbeddedPostgres, tmp_path: Path) -> Iterator[World]:
         opened(settings_of(tmp_path, dsn), "messages") as database,
         psycopg.connect(dsn, autocommit=True) as admin,
     ):
-        yield World(MessagesStore(database, LowWater(), Backlogs()), admin)
+        yield World(MessagesStore(database, LowWater()), admin)
 
 
 def test_counts_stay_the_same_when_they_are_added_up(world: World) -> None:

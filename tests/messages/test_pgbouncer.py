@@ -12,6 +12,7 @@ import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.messages.backlog import Backlogs
+from kronos_db.messages.enqueuing import Enqueuing
 from kronos_db.messages.inspection import Inspection
 from kronos_db.messages.keeper import Keeper
 from kronos_db.messages.low_water import LowWater
@@ -21,7 +22,7 @@ from kronos_db.messages.store import MessagesStore
 from kronos_db.runtime.identifiers import uuid7
 from tests.parts.domain import mutation, new_database, opened, settings_of
 
-THREADS, EACH = 4, 60
+THREADS, EACH = 3, 20
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_every_statement_through_a_pgbouncer(  # noqa: PLR0917  # fixtures
         new_database(postgres) as dsn,
         opened(settings_of(tmp_path, dsn, way, prepared_statements=prepared), "messages") as database,
     ):
-        store = MessagesStore(database, LowWater(), Backlogs())
+        store = MessagesStore(database, LowWater())
         queues = QueuesStore(database, store.queries)
         queue = queues.create("q", ordered, Rules(min_backoff=0.0, max_attempts=3), mutation())
         done: list[str] = []
@@ -54,7 +55,7 @@ def test_every_statement_through_a_pgbouncer(  # noqa: PLR0917  # fixtures
                 fields |= {"deduplication_key": f"{seed}-{number}"}
                 if ordered:
                     fields["ordering_key"] = f"k{number % 7}"
-                store.enqueue(queue, [NewMessage(**fields)], mutation())
+                Enqueuing(store, Backlogs()).enqueue(queue, [NewMessage(**fields)], mutation())
 
         def consume(seed: int) -> None:
             while not finished.is_set():

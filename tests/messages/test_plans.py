@@ -11,6 +11,7 @@ import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.messages.backlog import Backlogs
+from kronos_db.messages.enqueuing import Enqueuing
 from kronos_db.messages.low_water import BEGINNING, LowWater
 from kronos_db.messages.model import RANKS, NewMessage, Queue, Receipt, Rules, Wish
 from kronos_db.messages.queues import QueuesStore
@@ -44,7 +45,7 @@ class Bench:
         plain = {"payload": b"x" * 100, "headers": None, "rank": 9, "ordering_key": None, "delay": None}
         rest = {"due_time": None, "life": None, "deduplication_key": None, "deduplication_window": 300.0}
         new = [NewMessage(str(uuid7()), **{**plain, **rest, **fields}) for _ in range(count)]
-        self.store.enqueue(self.queue, new, mutation())
+        Enqueuing(self.store, Backlogs()).enqueue(self.queue, new, mutation())
 
     def cycle(self, rounds: int) -> None:
         """Enqueue, lease and acknowledge a thousand messages again and again."""
@@ -95,7 +96,7 @@ def bench(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) 
         opened(settings_of(folder, dsn), "messages") as database,
         psycopg.connect(dsn, autocommit=True) as admin,
     ):
-        store = MessagesStore(database, LowWater(), Backlogs())
+        store = MessagesStore(database, LowWater())
         queue = QueuesStore(database, store.queries).create("plans", False, Rules(), mutation())
         yield Bench(store, queue, dsn, admin)
 
