@@ -69,9 +69,14 @@ from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
+from kronos_db.users.access import Access
+from kronos_db.users.access_store import AccessStore
+from kronos_db.users.expiry import upkeep as users_upkeep
+from kronos_db.users.grant_store import GrantStore
 from kronos_db.users.model import ERRORS as USERS_ERRORS
 from kronos_db.users.passwords import Passwords
-from kronos_db.users.service import UsersService
+from kronos_db.users.role_store import RoleStore
+from kronos_db.users.service import Stores, UsersService
 from kronos_db.users.store import UsersStore
 
 # The service of each domain, by the name that reflection and health know it by.
@@ -142,6 +147,7 @@ class Server:
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
+        self._background += users_upkeep(self._databases["users"])
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
         self._redis = _redis(settings)
@@ -270,7 +276,8 @@ class Server:
     def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
         """Build the services; who needs something of another domain gets it here."""
         parts = self._parts(rings)
-        users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
+        access = Access(AccessStore(parts["users"].database), parts["users"].cache)
+        users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"], access), registrar)
         messages_pb2_grpc.add_MessagesServiceServicer_to_server(self._messages(parts["messages"]), registrar)
 
     def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
@@ -288,9 +295,13 @@ class Server:
             for domain, database in self._databases.items()
         }
 
-    def _users(self, parts: Parts) -> UsersService:
+    def _users(self, parts: Parts, access: Access) -> UsersService:
         passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
-        return UsersService(UsersStore(parts.database), passwords, parts.page_tokens, parts.cache, parts.feed)
+        database = parts.database
+        stores = Stores(UsersStore(database), RoleStore(database), GrantStore(database), AccessStore(database))
+        return UsersService(
+            stores, access, passwords, page_tokens=parts.page_tokens, cache=parts.cache, feed=parts.feed
+        )
 
     def _messages(self, parts: Parts) -> MessagesService:
         database, feeds = parts.database, self._feeds
