@@ -276,9 +276,8 @@ class MessagesService(MessagesServiceServicer):
         """Go on with a call that was woken: lease, and wait on when somebody else was faster."""
         waiter: _WaitingCall = call.waited
         self._waiting.leave(waiter.queue, waiter)
-        if waiter.is_over or self._parking.closing:
-            return lease()
-        leased = self._lease_or_wait(call, queue, lease)
+        over = waiter.is_over or self._parking.closing
+        leased = lease() if over else self._lease_or_wait(call, queue, lease)
         # There may be more than this one wanted.
         self._waiting.wake(queue)
         return leased

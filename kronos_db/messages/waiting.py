@@ -59,12 +59,13 @@ class Waiting:
     def enter(self, queue: Queue, waiter: Waiter) -> None:
         """Wait at the end of the line of `queue`. What is enqueued from here on wakes somebody."""
         with self._lock:
+            # Then the thread does not look every second.
+            asleep = not self._lines
             self._lines.setdefault(queue.bin, (queue, {}))[1][waiter] = None
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name="waiting messages", daemon=True)
                 self._thread.start()
-            first = len(self._lines) == 1
-        if first:
+        if asleep:
             self._heard.set()
 
     def leave(self, queue: Queue, waiter: Waiter) -> None:
