@@ -315,7 +315,7 @@ asked AS MATERIALIZED (
     DELETE FROM messages.message AS message
     USING asked
     WHERE message.bin = asked.bin AND message.id = asked.id AND message.lease_token = asked.token
-    RETURNING message.bin, message.id, message.ordering_key, message.number
+    RETURNING message.bin, message.id, asked.token, message.ordering_key, message.number
 ), counted AS (
     INSERT INTO messages.tally (bin, leased, acked_total)
     SELECT bin, -count(*), count(*) FROM gone GROUP BY bin
@@ -326,14 +326,14 @@ asked AS MATERIALIZED (
 WITH {acknowledged}
 SELECT asked.place, {missed}
 FROM asked
-WHERE NOT EXISTS (SELECT FROM gone WHERE gone.bin = asked.bin AND gone.id = asked.id);
+WHERE NOT EXISTS (SELECT FROM gone WHERE gone.bin = asked.bin AND gone.id = asked.id AND gone.token = asked.token);
 
 -- name: ack_in_order
 -- The same, and the keys whose first message was removed; the keys are locked.
 WITH {acknowledged}
 SELECT asked.place, {missed}, NULL AS bin, NULL AS ordering_key, NULL::bigint AS number
 FROM asked
-WHERE NOT EXISTS (SELECT FROM gone WHERE gone.bin = asked.bin AND gone.id = asked.id)
+WHERE NOT EXISTS (SELECT FROM gone WHERE gone.bin = asked.bin AND gone.id = asked.id AND gone.token = asked.token)
 UNION ALL
 SELECT NULL, NULL, bin::text, ordering_key, number FROM gone WHERE ordering_key IS NOT NULL;
 
@@ -347,13 +347,13 @@ WITH asked AS MATERIALIZED (
     SET due_time = now() + make_interval(secs => %(seconds)s)
     FROM asked
     WHERE message.bin = asked.bin AND message.id = asked.id AND message.lease_token = asked.token
-    RETURNING message.id
+    RETURNING message.id, asked.token
 )
 SELECT 0 AS place, 1 AS outcome, now() + make_interval(secs => %(seconds)s)
 UNION ALL
 SELECT asked.place, {missed}, NULL
 FROM asked
-WHERE NOT EXISTS (SELECT FROM extended WHERE extended.id = asked.id);
+WHERE NOT EXISTS (SELECT FROM extended WHERE extended.id = asked.id AND extended.token = asked.token);
 
 -- name: release
 -- Makes messages ready again that never reached who leased them: the attempt does not count.
@@ -434,13 +434,13 @@ WITH asked AS MATERIALIZED (
     ) AS pause
     WHERE old.bin = asked.bin AND old.id = asked.id AND message.bin = asked.bin AND message.id = asked.id
         AND message.lease_token = asked.token AND NOT asked.rejected AND message.attempts < %(max_attempts)s
-    RETURNING message.id, message.state
+    RETURNING message.id, asked.token, message.state
 ), dying AS (
     DELETE FROM messages.message AS message
     USING asked
     WHERE message.bin = asked.bin AND message.id = asked.id AND message.lease_token = asked.token
         AND (asked.rejected OR message.attempts >= %(max_attempts)s)
-    RETURNING message.id, CASE WHEN asked.rejected THEN 2 ELSE 1 END AS cause, message.rank, message.attempts,
+    RETURNING message.id, asked.token, CASE WHEN asked.rejected THEN 2 ELSE 1 END AS cause, message.rank, message.attempts,
         message.ordering_key, message.number, message.enqueue_time, message.payload, message.headers,
         {recent_history} || jsonb_build_object(
             'attempt', message.attempts, 'kind', 1, 'time', extract(epoch FROM now()), 'reason', asked.reason
@@ -453,8 +453,8 @@ WITH asked AS MATERIALIZED (
 )
 SELECT asked.place, {missed}, NULL AS bin, NULL AS ordering_key, NULL::bigint AS number
 FROM asked
-WHERE NOT EXISTS (SELECT FROM returned WHERE returned.id = asked.id)
-    AND NOT EXISTS (SELECT FROM dying WHERE dying.id = asked.id)
+WHERE NOT EXISTS (SELECT FROM returned WHERE returned.id = asked.id AND returned.token = asked.token)
+    AND NOT EXISTS (SELECT FROM dying WHERE dying.id = asked.id AND dying.token = asked.token)
 UNION ALL
 SELECT NULL, NULL, %(bin)s::uuid::text, ordering_key, number FROM dying WHERE ordering_key IS NOT NULL;
 

@@ -389,3 +389,21 @@ def test_pages_have_a_bound_in_bytes(messages: MessagesServiceStub) -> None:
     )
     assert sorted((number for page in dead for number in page), key=int) == numbers
     assert max(map(len, dead)) == 5
+
+
+def test_a_stale_token_beside_the_right_one_is_lost(serving: Serving, messages: MessagesServiceStub) -> None:
+    """In one statement, as when calls that come together share one."""
+    for ordered in (False, True):
+        queue = create(messages, ordered=ordered, min_backoff=0)
+        enqueue(messages, queue, "job")
+        (late,) = lease(messages, queue)
+        bring_forward(serving, queue)
+        (now,) = lease(messages, queue)
+
+        assert list(extend(messages, queue, [late, now, late], 60).outcomes) == [LOST, OK, LOST]
+        assert nack(messages, queue, [late, now, late]) == [LOST, OK, LOST]
+        (again,) = lease(messages, queue)
+        assert nack(messages, queue, [now, again, late], dead_letter=True) == [LOST, OK, LOST]
+        messages.ReplayDeadLetters(pb.ReplayDeadLettersRequest(queue=queue))
+        (last,) = lease(messages, queue)
+        assert ack(messages, queue, [late, last, again]) == [LOST, OK, LOST]
