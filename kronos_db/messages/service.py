@@ -269,16 +269,17 @@ class MessagesService(MessagesServiceServicer):
 
     def _leave(self, waiter: _WaitingCall) -> None:
         """Forget a caller who is answered, or left."""
-        self._waiting.leave(waiter.queue, waiter)
+        # In this order: who enters the line from here on sees that it is done.
         waiter.leave()
+        self._waiting.leave(waiter.queue, waiter)
 
     def _go_on(self, call: Call, queue: model.Queue, lease: Callable[[], list[model.Leased]]) -> list[model.Leased]:
         """Go on with a call that was woken: lease, and wait on when somebody else was faster."""
         waiter: _WaitingCall = call.waited
         self._waiting.leave(waiter.queue, waiter)
-        over = waiter.is_over or self._parking.closing
-        leased = lease() if over else self._lease_or_wait(call, queue, lease)
-        # There may be more than this one wanted.
+        if not waiter.is_over and not self._parking.closing:
+            return self._lease_or_wait(call, queue, lease)
+        leased = lease()
         self._waiting.wake(queue)
         return leased
 
@@ -292,12 +293,14 @@ class MessagesService(MessagesServiceServicer):
         self._waiting.enter(queue, waiter)
         try:
             leased = lease()
-            if not leased and not waiter.is_over:
+            if not leased and not waiter.is_over and not waiter.is_done:
                 call.step_aside(waiter)
         except Exception:
             self._waiting.leave(queue, waiter)
             raise
         self._waiting.leave(queue, waiter)
+        # There may be more than this one wanted.
+        self._waiting.wake(queue)
         return leased
 
 
