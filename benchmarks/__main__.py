@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import overload, processes, streams, tokens, users
+from benchmarks import messages, overload, processes, streams, tokens, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +23,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "users": users.rows,
     "tokens": tokens.rows,
+    "messages": messages.rows,
     "processes": processes.rows,
     "streams": streams.rows,
     "overload": overload.rows,
@@ -68,6 +69,12 @@ arrived, on a machine where the generator and PostgreSQL need cores too; with 2 
 each" takes that out: calls, divided by the processor seconds of the serving processes (user and system) in which they
 were answered, times the number of processes. It is what they would do if each had a core and nobody took of it. It
 falls below 2 as far as a call gets dearer because there is another process.
+
+**Rows of messages.** "Plain SQL" is a queue as pgmq publishes it (`benchmarks/plain_queue.py`), over four connections
+of one process to the same PostgreSQL: no caller, no seal, no lease token, no history, no answer that is remembered for
+a repeat. Payloads have 100 bytes. The raw INSERT writes the rows of the messages alone. The snapshot is held by an idle
+REPEATABLE READ transaction; as many messages as stand in the row were put in and removed while it was open, all of
+which PostgreSQL has to keep.
 
 **Express + Sequelize** (`benchmarks/express`) serves the same row of the same PostgreSQL as JSON over HTTP/1.1, with as
 many processes and connections, 64 kept-alive connections with one call each, and a generator of the same kind. It does

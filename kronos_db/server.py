@@ -1,38 +1,29 @@
-"""Builds the server from its rooms, starts and stops it: the one file that knows every domain."""
+"""Builds the server from its rooms, starts and stops it; `domains.py` knows what stands in them."""
 
 from __future__ import annotations
 
 import gc
 import threading
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
-from kronos.tokens.v1 import tokens_pb2_grpc
-from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, SettingsError
+from kronos_db.domains import CAPABILITIES, ERRORS, SERVICES, Domains, Parts, Process
 from kronos_db.runtime.affinity import OneCore
 from kronos_db.runtime.cache.caches import Caches
-from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
-from kronos_db.runtime.crypto.sealing import Sealer
-from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.database.data_keys import DataKeys
-from kronos_db.runtime.database.database import Database
-from kronos_db.runtime.database.upkeep import upkeep
-from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
-from kronos_db.runtime.feed.feed import Feed
+from kronos_db.runtime.errors import KronosError
 from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
@@ -44,48 +35,18 @@ from kronos_db.runtime.interceptors.metrics import Metrics
 from kronos_db.runtime.interceptors.overload import Limits, Overload
 from kronos_db.runtime.interceptors.policy import Policy, load_policy
 from kronos_db.runtime.interceptors.transport import ListenError, Transport, listen, read_credentials
-from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
+from kronos_db.runtime.interceptors.validation import Validation
 from kronos_db.runtime.ops import saturation
-from kronos_db.runtime.ops.background import watch_background, watch_lag
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
+from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
-from kronos_db.tokens.credentials import Credentials
-from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
-from kronos_db.tokens.model import ERRORS as TOKENS_ERRORS
-from kronos_db.tokens.service import TokensService, new_introspection
-from kronos_db.tokens.store import TokensStore
-from kronos_db.tokens.upkeep import Purge
-from kronos_db.tokens.uses import Uses
-from kronos_db.users.access import Access
-from kronos_db.users.access_store import AccessStore
-from kronos_db.users.expiry import upkeep as users_upkeep
-from kronos_db.users.grant_store import GrantStore
-from kronos_db.users.model import ERRORS as USERS_ERRORS
-from kronos_db.users.passwords import Passwords
-from kronos_db.users.role_store import RoleStore
-from kronos_db.users.service import Stores, UsersService
-from kronos_db.users.store import UsersStore
-
-# The service of each domain, by the name that reflection and health know it by.
-SERVICES = {
-    "users": "kronos.users.v1.UsersService",
-    "tokens": "kronos.tokens.v1.TokensService",
-}
-ERRORS = ErrorTable(
-    RUNTIME_ERRORS,
-    VALIDATION_ERRORS,
-    USERS_ERRORS,
-    TOKENS_ERRORS,
-)
-# What the access policy may grant beside methods.
-CAPABILITIES = (*TOKENS_CAPABILITIES,)
 
 _log = structlog.get_logger(__name__)
 
@@ -99,17 +60,6 @@ _MOST_STREAMS = 32
 
 class StartError(KronosError):
     """The server cannot start; the text is one sentence that says why."""
-
-
-class Parts(NamedTuple):
-    """What the runtime has for one domain: its service is built on them."""
-
-    database: Database
-    ring: KeyRing
-    cache: Cache
-    feed: Feed
-    page_tokens: PageTokens
-    redis: RedisServer | None
 
 
 class Server:
@@ -144,14 +94,8 @@ class Server:
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
-        self._background = [work for database in self._databases.values() for work in upkeep(database)]
-        self._background += users_upkeep(self._databases["users"])
-        self._token_store = TokensStore(self._databases["tokens"])
-        purge = Purge(self._databases["tokens"], self._token_store)
-        self._background.append(purge.work)
-        watch_lag(self.registry, {("tokens", purge.work.name): lambda: purge.lag})
-        self._uses = Uses(self._token_store.note_uses)
-        watch_background(self.registry, self._background, OUTCOMES)
+        self._parking = Parking()
+        self._domains: Domains | None = None
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
         self._redis = _redis(settings)
@@ -178,7 +122,8 @@ class Server:
             raise StartError(f"KRONOS_DB_OPS_LISTEN: {error}") from error
         if not self._schemas_are_ready(stopped):
             return False
-        self._grpc = self._build()
+        self._domains = self._build_domains()
+        self._grpc = self._build(self._domains)
         self._caches.start()
         self._feeds.start()
         self._grpc.start()
@@ -189,9 +134,7 @@ class Server:
         gc.freeze()
         self._serving.set()
         self._health.start()
-        self._uses.start()
-        for work in self._background:
-            work.start()
+        self._domains.start()
         _log.info("serving", grpc=self.grpc_address, ops=self.ops_address)
         return True
 
@@ -210,14 +153,14 @@ class Server:
             # These streams have no end of their own; their callers go on elsewhere.
             self._feeds.close()
             self._conversations.close()
+            self._parking.close()
             ended.wait()
         # Without waiting: a handler that outlasted the drain must not hold up the rest.
         self._workers.shutdown(wait=False)
         self._health.stop()
         self._core.stop()
-        for work in self._background:
-            work.stop()
-        self._uses.stop()
+        if self._domains is not None:
+            self._domains.stop()
         self._caches.stop()
         if self._redis is not None:
             self._redis.close()
@@ -241,11 +184,29 @@ class Server:
             stopped.wait(_POLL)
         return False
 
-    def _build(self) -> grpc.Server:
-        settings = self._settings
+    def _build_domains(self) -> Domains:
         rings = {domain: KeyRing(domain, self._masters, DataKeys(db)) for domain, db in self._databases.items()}
+        caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
+        watch_cache(self.registry, caches)
+        parts = {
+            domain: Parts(
+                database,
+                rings[domain],
+                caches[domain],
+                self._feeds.open(database, rings[domain].subkey("resume token")),
+                PageTokens(rings[domain].subkey("page token")),
+            )
+            for domain, database in self._databases.items()
+        }
+        process = Process(
+            self._settings, self._masters, self.registry, self._feeds, self._workers, self._parking, self._redis
+        )
+        return Domains(parts, process)
+
+    def _build(self, domains: Domains) -> grpc.Server:
+        settings = self._settings
         registrar = Registrar()
-        self._register_domains(registrar, rings)
+        domains.register(registrar)
         reflection = ReflectionServicer([*SERVICES.values(), "grpc.health.v1.Health"])
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
@@ -259,7 +220,7 @@ class Server:
                 "authentication": self._authentication,
                 "overload": self._overload,
                 "validation": Validation(settings.max_message_bytes),
-                "encryption": Encryption(rings, Marks(), settings.request_id_window),
+                "encryption": Encryption(domains.rings, Marks(), settings.request_id_window),
             },
             self._conversations,
         )
@@ -275,52 +236,6 @@ class Server:
     def _policy(self) -> Policy:
         public = _public(self._settings, self._paths)
         return load_policy(_access_file(self._settings), self._paths, public, CAPABILITIES)
-
-    def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
-        """Build the services; who needs something of another domain gets it here."""
-        parts = self._parts(rings)
-        access = Access(AccessStore(parts["users"].database), parts["users"].cache)
-        users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"], access), registrar)
-        # Others that ask whose a token is get `Identities(tokens.introspection)`.
-        tokens = self._tokens(parts["tokens"], access)
-        tokens_pb2_grpc.add_TokensServiceServicer_to_server(tokens, registrar)
-
-    def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
-        caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
-        watch_cache(self.registry, caches)
-        return {
-            domain: Parts(
-                database,
-                rings[domain],
-                caches[domain],
-                self._feeds.open(database, rings[domain].subkey("resume token")),
-                PageTokens(rings[domain].subkey("page token")),
-                self._redis,
-            )
-            for domain, database in self._databases.items()
-        }
-
-    def _users(self, parts: Parts, access: Access) -> UsersService:
-        passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
-        database = parts.database
-        stores = Stores(UsersStore(database), RoleStore(database), GrantStore(database), AccessStore(database))
-        return UsersService(
-            stores, access, passwords, page_tokens=parts.page_tokens, cache=parts.cache, feed=parts.feed
-        )
-
-    def _tokens(self, parts: Parts, access: Access) -> TokensService:
-        ring, store = parts.ring, self._token_store
-        credentials = Credentials(self._masters, ring.subkey("token mark"), ring.subkey("jwt id"))
-        introspection = new_introspection(store, credentials, parts.cache, access, self._uses)
-        return TokensService(
-            store,
-            credentials,
-            introspection,
-            access=access,
-            sealer=Sealer(ring),
-            page_tokens=parts.page_tokens,
-            feed=parts.feed,
-        )
 
 
 def _access_file(settings: Settings) -> Path:

@@ -12,10 +12,10 @@ import pytest
 from kronos.users.v1 import users_pb2 as pb
 
 from kronos_db.config import CONFIG_FILE, Settings, environment_name
+from kronos_db.domains import CAPABILITIES, ERRORS
 from kronos_db.runtime.errors import UNKNOWN, Code
 from kronos_db.runtime.interceptors.chain import ORDER
 from kronos_db.runtime.interceptors.policy import load_policy
-from kronos_db.server import CAPABILITIES, ERRORS
 from tests.parts.serving import Serving
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,6 +112,11 @@ def test_reasons_exist(page: Path) -> None:
         "PROTECTION_",
         "NORMALIZATION_",
         "WORKLOAD_",
+        "MESSAGE_STATE_",
+        "FAILURE_KIND_",
+        "DEATH_CAUSE_",
+        "OUTCOME_",
+        "CANCELLATION_",
     )
     for span in spans(page):
         if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", span) and not span.startswith(prefixes):

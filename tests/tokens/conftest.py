@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from kronos.tokens.v1.tokens_pb2_grpc import TokensServiceStub
 
-from kronos_db.server import Parts, Server
+from kronos_db.domains import Domains, Parts
 from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.service import TokensService
 from tests.parts.domain import new_database
@@ -57,13 +57,13 @@ def with_people(
 ) -> Iterator[TokensServiceStub]:
     """A stub of a server whose users are those of `people`."""
     patch = pytest.MonkeyPatch()
-    built = Server._tokens
+    built = Domains._new_tokens
 
-    def with_stand_in(server: Server, parts: Parts, _access: object) -> TokensService:
-        _services.append(built(server, parts, people))  # type: ignore[arg-type]  # it stands in
+    def with_stand_in(domains: Domains, parts: Parts, _access: object) -> TokensService:
+        _services.append(built(domains, parts, people))  # type: ignore[arg-type]  # it stands in
         return _services[-1]
 
-    patch.setattr(Server, "_tokens", with_stand_in)
+    patch.setattr(Domains, "_new_tokens", with_stand_in)
     with new_database(postgres) as dsn:  # type: ignore[arg-type]
         running = Serving(tmp_path_factory.mktemp("people"), dsn)
         running.start()

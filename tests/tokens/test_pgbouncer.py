@@ -49,7 +49,7 @@ def test_every_statement(behind: Serving) -> None:
         assert tokens.RevokeTokens(pb.RevokeTokensRequest(device_id="device")).revoked_count == 1
         assert tokens.RevokeTokens(pb.RevokeTokensRequest(subject=subject)).revoked_count == 1
         assert not is_active(tokens, session.secret)
-        behind.server._uses.flush()
+        behind.server._domains._uses.flush()
     stream = tokens.WatchRevocations(pb.WatchRevocationsRequest(), timeout=20)
     assert len(next(stream).snapshot) == 9
     stream.cancel()

@@ -40,7 +40,7 @@ class World:
         self.tokens = TokensServiceStub(serving.channel_of("operator"))
         self._connection = connection
         # The server's own would come in between.
-        next(work for work in serving.server._background if work.name == "purge-tokens").stop()
+        next(work for work in serving.server._domains._background if work.name == "purge-tokens").stop()
         database = serving.server._databases["tokens"]
         self.store = TokensStore(database)
         self.purge = Purge(database, self.store)

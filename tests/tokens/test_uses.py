@@ -216,7 +216,7 @@ class TestIdle:
         assert is_active(tokens, idle.secret)
         unused_for(sql, idle.id, IDLE + model.IDLE_SLACK + 1)
 
-        serving.server._uses.flush()
+        serving.server._domains._uses.flush()
 
         assert known_use(sql, idle.id) > IDLE
         assert state(tokens, idle.id) == "IDLE"

@@ -87,11 +87,12 @@ class Idempotency:
             connection.execute(self._queries["purge"].text, binary=True)
         params = {
             "callers": [mutation.caller for mutation in mutations],
-            "request_ids": [mutation.request_id for mutation in mutations],
+            # As texts that PostgreSQL takes apart: psycopg would look at each value to make an array of them.
+            "request_ids": f"{{{','.join([mutation.request_id.hex for mutation in mutations])}}}",
             "fingerprints": [mutation.fingerprint for mutation in mutations],
             "replies": [mutation.encode(reply) for mutation, reply in zip(mutations, replies, strict=True)],
             "tags": tags,
-            "windows": [mutation.window for mutation in mutations],
+            "windows": f"{{{','.join([str(mutation.window) for mutation in mutations])}}}",
         }
         connection.execute(self._queries["keep_all"].text, params, binary=True)
 
