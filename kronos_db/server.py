@@ -15,10 +15,20 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
+from kronos.routes.v1 import routes_pb2_grpc
 from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, SettingsError
+from kronos_db.routes.counters import Counters
+from kronos_db.routes.limiter import Limiter
+from kronos_db.routes.model import ERRORS as ROUTES_ERRORS
+from kronos_db.routes.service import Parts as RoutesParts
+from kronos_db.routes.service import RoutesService
+from kronos_db.routes.store import RoutesStore
+from kronos_db.routes.strangers import Strangers
+from kronos_db.routes.table import Table
+from kronos_db.routes.upkeep import upkeep as routes_upkeep
 from kronos_db.runtime.affinity import OneCore
 from kronos_db.runtime.cache.caches import Caches
 from kronos_db.runtime.cache.engine import Cache
@@ -26,6 +36,7 @@ from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
 from kronos_db.runtime.database.background import OUTCOMES
+from kronos_db.runtime.database.changes import channel
 from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.upkeep import upkeep
@@ -60,8 +71,16 @@ from kronos_db.users.service import UsersService
 from kronos_db.users.store import UsersStore
 
 # The service of each domain, by the name that reflection and health know it by.
-SERVICES = {"users": "kronos.users.v1.UsersService"}
-ERRORS = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, USERS_ERRORS)
+SERVICES = {
+    "users": "kronos.users.v1.UsersService",
+    "routes": "kronos.routes.v1.RoutesService",
+}
+ERRORS = ErrorTable(
+    RUNTIME_ERRORS,
+    VALIDATION_ERRORS,
+    USERS_ERRORS,
+    ROUTES_ERRORS,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -121,6 +140,7 @@ class Server:
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
+        self._background += routes_upkeep(self._databases["routes"])
         watch_background(self.registry, self._background, OUTCOMES)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -129,6 +149,7 @@ class Server:
             watch_redis(self.registry, self._redis)
         self._caches = Caches(self._databases, shared, self._feeds.listen)
         self._authentication: Authentication | None = None
+        self._table: Table | None = None
         self._grpc: grpc.Server | None = None
         self.grpc_address = settings.grpc_listen
 
@@ -151,6 +172,8 @@ class Server:
         self._grpc = self._build()
         self._caches.start()
         self._feeds.start()
+        if self._table is not None:
+            self._table.start()
         self._grpc.start()
         if self._settings.cpu_affinity == "one-core":
             self._core.start()
@@ -186,6 +209,8 @@ class Server:
         self._core.stop()
         for work in self._background:
             work.stop()
+        if self._table is not None:
+            self._table.stop()
         self._caches.stop()
         if self._redis is not None:
             self._redis.close()
@@ -247,6 +272,7 @@ class Server:
         """Build the services; who needs something of another domain gets it here."""
         parts = self._parts(rings)
         users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
+        routes_pb2_grpc.add_RoutesServiceServicer_to_server(self._routes(parts["routes"]), registrar)
 
     def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
         caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
@@ -266,6 +292,19 @@ class Server:
     def _users(self, parts: Parts) -> UsersService:
         passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
         return UsersService(UsersStore(parts.database), passwords, parts.page_tokens, parts.cache, parts.feed)
+
+    def _routes(self, parts: Parts) -> RoutesService:
+        database, store = parts.database, RoutesStore(parts.database)
+        self._table = Table(store, database.instant, parts.cache.board)
+        database.prepare = self._table.prepare
+        self._feeds.listen("routes", channel("routes"), self._table.wake)
+        limiter = Limiter(parts.redis, Counters(database))
+        # What Users and Tokens know of callers; until they offer it, nobody is known.
+        access, identities = Strangers(), Strangers()
+        secret = parts.ring.subkey("quota counters")
+        return RoutesService(
+            RoutesParts(store, self._table, limiter, parts.page_tokens, parts.feed, access, identities, secret)
+        )
 
 
 def _access_file(settings: Settings) -> Path:
