@@ -11,7 +11,7 @@ together, so one change costs the copies along its path, and many cost no more t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from kronos_db.routes.model import Route
 from kronos_db.routes.template import ANY, LITERAL, Segment, Template, parse, segments_of
@@ -56,11 +56,8 @@ class Entry:
         return found
 
 
-class Found(NamedTuple):
-    """The route of a request, and the segments of its path."""
-
-    entry: Entry
-    segments: list[str]
+# The route of a request, and the segments of its path. A bare tuple: one is made for each request.
+Found: TypeAlias = tuple[Entry, list[str]]
 
 
 class _Routes:
@@ -145,7 +142,7 @@ class Matcher:
         for tree in self._trees_of(host):
             entry = _find(tree, segments, method, headers)
             if entry is not None:
-                return Found(entry, segments)
+                return entry, segments
         return None
 
     def changed(self, routes: Iterable[Route], removed: Iterable[str] = ()) -> Matcher:
