@@ -236,7 +236,7 @@ ERRORS: Mapping[type[KronosError], Answer] = {
     RoutesAmbiguousError: Answer(
         Code.FAILED_PRECONDITION,
         "ROUTES_AMBIGUOUS",
-        "{count} routes match requests alike, {route} for one; validate_only reports them all.",
+        "Routes match requests alike, {route} and others, {count} in all; validate_only reports them.",
     ),
     TableFullError: Answer(Code.RESOURCE_EXHAUSTED, "TABLE_FULL", "There are {limit} already, which is the most."),
     TableChangedError: Answer(Code.ABORTED, "TABLE_CHANGED", "The table changed between two pages; begin anew."),

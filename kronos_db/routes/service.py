@@ -15,6 +15,7 @@ from kronos_db.routes.authorization import Authorization, Request, Verdict
 from kronos_db.routes.conflicts import conflicts
 from kronos_db.routes.limiter import Limiter
 from kronos_db.routes.matcher import Entry, Found
+from kronos_db.routes.model import RoutesAmbiguousError
 from kronos_db.routes.quota_methods import QuotaMethods
 from kronos_db.routes.store import RoutesStore
 from kronos_db.routes.table import Snapshot, Table
@@ -124,7 +125,7 @@ class RoutesService(QuotaMethods, RoutesServiceServicer):
         ambiguous = [conflict for conflict in found if conflict.ambiguous]
         call = Call.of(context)
         if ambiguous and not call.validate_only:
-            raise model.RoutesAmbiguousError(metadata={"count": str(len(ambiguous)), "route": ambiguous[0].route})
+            raise RoutesAmbiguousError(metadata={"count": str(len(ambiguous)), "route": ambiguous[0].route})
 
         def reply(applied: model.Applied) -> pb.ApplyRoutesResponse:
             response = pb.ApplyRoutesResponse(

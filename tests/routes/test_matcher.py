@@ -16,9 +16,7 @@ from kronos_db.routes.template import parse, segments_of
 from tests.routes.population import route
 
 
-def reference(
-    routes: Sequence[Route], method: str, host: str, path: str, headers: Mapping[str, str]
-) -> Route | None:
+def reference(routes: Sequence[Route], method: str, host: str, path: str, headers: Mapping[str, str]) -> Route | None:
     """Look at every route, and return the first of those that match by the order that the contract states."""
     segments = segments_of(path)
     host = normalized_host(host)
@@ -109,7 +107,9 @@ def test_it_finds_what_the_reference_finds(table: list[Route], asked: list[Any])
 
 
 @settings(max_examples=50, deadline=None)
-@given(tables(), st.lists(st.tuples(tables(), st.lists(st.integers(0, 15), max_size=6)), max_size=3), st.lists(requests))
+@given(
+    tables(), st.lists(st.tuples(tables(), st.lists(st.integers(0, 15), max_size=6)), max_size=3), st.lists(requests)
+)
 def test_changes_make_what_building_anew_makes(
     table: list[Route], changes: list[tuple[list[Route], list[int]]], asked: list[Any]
 ) -> None:
@@ -193,7 +193,8 @@ def test_a_path_of_many_ways_is_looked_at_level_by_level() -> None:
     parts = ["a", "{p:a|b}", "{q}"]
     chance = random.Random(1)
     table = [
-        route(f"r{n}", "/" + "/".join(_named(chance.choice(parts), at) for at in range(12)) + "/end") for n in range(300)
+        route(f"r{n}", "/" + "/".join(_named(chance.choice(parts), at) for at in range(12)) + "/end")
+        for n in range(300)
     ]
     assert Matcher().changed(table).find("GET", "", "/a" * 12) is None
 

@@ -50,8 +50,8 @@ class RoutesServiceStub:
     Every mutating method takes a `request_id`: a repeat of the same request by the same caller within 24 hours gets the
     first answer again and changes nothing; the same id with another body is refused (INVALID_ARGUMENT,
     REQUEST_ID_REUSED). AuthorizeRequest, ConsumeQuota and BatchConsumeQuotas remember for 5 minutes what they allowed, so that
-    a repeat consumes nothing more; for rates Redis remembers it. What they denied consumed nothing, and a repeat is decided
-    anew. Every mutating method takes `validate_only`: same checks and same answer, nothing written or consumed.
+    a repeat consumes nothing more, and the same id with another body is refused (INVALID_ARGUMENT, CONSUMPTION_REUSED); for
+    rates Redis remembers it. What they denied consumed nothing, and a repeat is decided anew. Every mutating method takes `validate_only`: same checks and same answer, nothing written or consumed.
     """
 
     def __init__(self, channel):
@@ -187,8 +187,8 @@ class RoutesServiceServicer:
     Every mutating method takes a `request_id`: a repeat of the same request by the same caller within 24 hours gets the
     first answer again and changes nothing; the same id with another body is refused (INVALID_ARGUMENT,
     REQUEST_ID_REUSED). AuthorizeRequest, ConsumeQuota and BatchConsumeQuotas remember for 5 minutes what they allowed, so that
-    a repeat consumes nothing more; for rates Redis remembers it. What they denied consumed nothing, and a repeat is decided
-    anew. Every mutating method takes `validate_only`: same checks and same answer, nothing written or consumed.
+    a repeat consumes nothing more, and the same id with another body is refused (INVALID_ARGUMENT, CONSUMPTION_REUSED); for
+    rates Redis remembers it. What they denied consumed nothing, and a repeat is decided anew. Every mutating method takes `validate_only`: same checks and same answer, nothing written or consumed.
     """
 
     def CreateRoute(self, request, context):
@@ -484,8 +484,8 @@ class RoutesService:
     Every mutating method takes a `request_id`: a repeat of the same request by the same caller within 24 hours gets the
     first answer again and changes nothing; the same id with another body is refused (INVALID_ARGUMENT,
     REQUEST_ID_REUSED). AuthorizeRequest, ConsumeQuota and BatchConsumeQuotas remember for 5 minutes what they allowed, so that
-    a repeat consumes nothing more; for rates Redis remembers it. What they denied consumed nothing, and a repeat is decided
-    anew. Every mutating method takes `validate_only`: same checks and same answer, nothing written or consumed.
+    a repeat consumes nothing more, and the same id with another body is refused (INVALID_ARGUMENT, CONSUMPTION_REUSED); for
+    rates Redis remembers it. What they denied consumed nothing, and a repeat is decided anew. Every mutating method takes `validate_only`: same checks and same answer, nothing written or consumed.
     """
 
     @staticmethod
