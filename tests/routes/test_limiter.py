@@ -1,4 +1,4 @@
-"""Limiter on a real Redis and PostgreSQL: all or nothing, repeats, shadow, failure modes, places and what is given back."""
+"""Limiter on real stores: all or nothing, repeats, shadow, failure modes, places and what is given back."""
 
 from __future__ import annotations
 
