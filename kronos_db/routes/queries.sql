@@ -150,7 +150,8 @@ DELETE FROM routes.quotas WHERE id = %(id)s::uuid RETURNING {quota};
 
 -- name: find_user_of_quota
 -- A route that names the quota.
-SELECT name FROM routes.routes WHERE spec -> 'quotas' ? %(name)s ORDER BY name LIMIT 1;
+WITH users AS MATERIALIZED (SELECT name FROM routes.routes WHERE spec -> 'quotas' ? %(name)s::text)
+SELECT min(name) FROM users HAVING count(*) > 0;
 
 -- name: table_since
 -- What changed since a version of the table: its version now, whether what was removed since is remembered, and then
@@ -199,12 +200,6 @@ SELECT routes.consume(
     %(item_kinds)s::text::smallint[], %(item_limits)s::text::bigint[], %(item_costs)s::text::bigint[],
     %(item_denies)s::text::boolean[], make_interval(secs => %(remember)s::double precision), %(dry)s::boolean
 );
-
--- name: usage
--- The value of one counter, how many places are held there, and the time in ticks.
-SELECT COALESCE((SELECT value FROM routes.usage WHERE key = %(key)s::uuid AND slot = %(slot)s::integer), 0),
-    (SELECT count(*) FROM routes.lease_held WHERE key = %(key)s::uuid AND expire_time > clock_timestamp()),
-    routes.ticks();
 
 -- name: release
 -- Gives places back.

@@ -19,6 +19,7 @@ from typing import Any
 
 from kronos_db import fleet
 from kronos_db.config import load
+from kronos_db.routes import table
 from kronos_db.runtime.cache import board, coherence, engine, memory, remote
 
 # Of the steps one in so many takes a while: seconds, at most.
@@ -91,6 +92,7 @@ def _slow_down(chance: random.Random) -> None:
         memory.Memory: ("put",),
         remote.Remote: ("get", "put"),
         engine.Kind: ("_fill", "_read", "_from_remote"),
+        table.Table: ("read", "_after_others"),
     }.items():
         for name in names:
             _slowly(kind, name, chance)
