@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import overload, processes, streams, users
+from benchmarks import overload, processes, routes, streams, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "users": users.rows,
+    "routes": routes.rows,
     "processes": processes.rows,
     "streams": streams.rows,
     "overload": overload.rows,
@@ -50,6 +51,11 @@ as its floor.
 **Rows of processes.** 8,000 users of 1,000,000 are **hot**: asked for again and again, in random order, after a time
 to warm up. **Cold** ones are drawn from the others, none of them twice, so no cache knows them; PostgreSQL's own pages
 are warm. All interceptors are on.
+
+**Rows of routes.** Matching alone is a loop in one thread, normalising of the path included. AuthorizeRequest asks a
+stand-in for Users that knows everybody. Its calls share one user, so all of them count in the same two counters: "a
+rate and a day" waits for PostgreSQL to commit before each answer, "two rates" asks Redis alone. A change of the table is
+live when its call returns: no process answers from before it.
 
 **2 processes beside 1** is told twice, with the same load on each process (32 calls in flight). "As seen" is what
 arrived, on a machine where the generator and PostgreSQL need cores too; with 2 cores it cannot come near 2. "A core

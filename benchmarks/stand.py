@@ -68,13 +68,16 @@ def beside(name: str, value: float, unit: str, floor: float) -> Row:
 
 
 class Stand:
-    """A server as `kronos-db serve` runs it, with `settings.processes` processes; it answers when this returns."""
+    """A server as `kronos-db serve` runs it, with `settings.processes` processes; it answers when this returns.
 
-    def __init__(self, settings: Settings, token: str) -> None:
+    `module` is run in place of `kronos_db`, by one process alone.
+    """
+
+    def __init__(self, settings: Settings, token: str, module: str = "kronos_db") -> None:
         self.settings = settings
         self.metadata: Metadata = (("authorization", f"Bearer {token}"),)
         self._token = token
-        self._process = _serve(settings)
+        self._process = _serve(settings, module)
         self.channel = grpc.insecure_channel(settings.grpc_listen)
         try:
             self._wait_until_ready()
@@ -123,12 +126,12 @@ class Stand:
 
 
 @contextmanager
-def stand(processes: int = 1, **changes: Any) -> Iterator[Stand]:
-    """Start a stand in a fresh data directory; `changes` are settings."""
+def stand(processes: int = 1, module: str = "kronos_db", **changes: Any) -> Iterator[Stand]:
+    """Start a stand in a fresh data directory; `changes` are settings, `module` as for Stand."""
     with tempfile.TemporaryDirectory(prefix="kronos-bench-") as folder:
         settings = load(data_dir=Path(folder), processes=processes, **_listen(), **changes)
         with dev.environment(settings, lambda _said: None, threading.Event()) as (complete, token):
-            running = Stand(complete, token)
+            running = Stand(complete, token, module)
             try:
                 yield running
             finally:
@@ -231,10 +234,10 @@ def _listen() -> dict[str, str]:
     return {"grpc_listen": free_address(), "ops_listen": free_address()}
 
 
-def _serve(settings: Settings) -> subprocess.Popen[bytes]:
+def _serve(settings: Settings, module: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, **environment_of(settings)}
     # The access log goes where a service manager would take it, but is not kept.
-    return subprocess.Popen([sys.executable, "-m", "kronos_db"], env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=subprocess.DEVNULL)
 
 
 def _is_ready(ops_address: str) -> bool:

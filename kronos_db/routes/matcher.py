@@ -24,11 +24,13 @@ class Entry:
 
     __slots__ = ("answer", "headers", "host", "methods", "order", "parameters", "rest_at", "route", "template")
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, before: Entry | None = None) -> None:
         spec = route.spec
         self.route = route
         self.host: str = spec.get("host", "")
-        self.template = parse(spec["path"], "path")
+        # A route that changes mostly keeps its path.
+        same = before is not None and before.route.spec["path"] == spec["path"]
+        self.template: Template = before.template if before is not None and same else parse(spec["path"], "path")
         self.methods: Sequence[str] = spec.get("methods", ())
         self.headers = tuple((name, value) for name, value in spec.get("headers", ()))
         # Where in a path the value of each parameter stands, and where the rest begins.
@@ -187,10 +189,13 @@ class Edit:
 
     def put(self, route: Route) -> None:
         """Put a route in, or in the place of what it was."""
-        self.remove(route.id)
-        entry = Entry(route)
+        before = self._made.entries.get(route.id)
+        entry = Entry(route, before)
+        if before is not None and (before.host != entry.host or before.template != entry.template):
+            self.remove(route.id)
+            before = None
         self._made.entries[route.id] = entry
-        self._made.has_headers += bool(entry.headers)
+        self._made.has_headers += bool(entry.headers) - bool(before and before.headers)
         node = self._owned_root(entry.host)
         for segment in entry.template.segments:
             child = node.child(segment)
@@ -199,7 +204,8 @@ class Edit:
                 node.put(segment, owned)
             node = owned
         routes = node.rest if entry.template.rest else node.here
-        _set(node, entry.template, _Routes([*(routes.all if routes else ()), entry]))
+        others = [each for each in routes.all if each is not before] if routes else []
+        _set(node, entry.template, _Routes([*others, entry]))
 
     def remove(self, route_id: str) -> None:
         """Take a route out, if it is there."""

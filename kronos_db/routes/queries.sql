@@ -92,13 +92,12 @@ DELETE FROM routes.routes WHERE name <> ALL(%(names)s::text[]) RETURNING {route}
 -- new.
 INSERT INTO routes.routes AS old (id, name, spec, shape, headers, table_version, create_time, update_time)
 SELECT id, name, spec, shape, headers, %(table_version)s::bigint, now(), now()
-FROM unnest(%(ids)s::uuid[], %(names)s::text[], %(specs)s::jsonb[], %(shapes)s::text[], %(headers)s::text[])
-    AS new (id, name, spec, shape, headers)
+FROM jsonb_to_recordset(%(routes)s::jsonb) AS new (id uuid, name text, spec jsonb, shape text, headers text)
 ON CONFLICT (name) DO UPDATE
 SET spec = EXCLUDED.spec, shape = EXCLUDED.shape, headers = EXCLUDED.headers, version = old.version + 1,
     table_version = EXCLUDED.table_version, update_time = EXCLUDED.update_time
 WHERE old.spec <> EXCLUDED.spec
-RETURNING xmax = 0, {route};
+RETURNING xmax = 0, id::text, name, version, create_time, update_time;
 
 -- name: note_removed
 -- Remembers what was removed, for processes that know a table with it.

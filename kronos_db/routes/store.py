@@ -134,8 +134,10 @@ class RoutesStore:
             written = tx.fetch_all(self._queries["apply_routes"], _all_columns(routes, version), _written)
             for route in gone:
                 _note_route(tx, Event.DELETED, route, version)
+            specs = {route.name: route.spec for route in routes}
             for new, route in written:
-                _note_route(tx, Event.CREATED if new else Event.UPDATED, route, version)
+                event = Event.CREATED if new else Event.UPDATED
+                _note_route(tx, event, route._replace(spec=specs[route.name]), version)
             created = [route.name for new, route in written if new]
             updated = [route.name for new, route in written if not new]
             deleted = [route.name for route in gone]
@@ -296,8 +298,8 @@ class RoutesStore:
             tx.execute(self._queries["note_removed"], params)
 
 
-def _written(new: bool, *columns: Any) -> tuple[bool, Route]:
-    return new, Route(*columns)
+def _written(new: bool, route_id: str, name: str, *columns: Any) -> tuple[bool, Route]:
+    return new, Route(route_id, name, {}, *columns)
 
 
 def _quota(row: Sequence[Any]) -> Quota:
@@ -317,14 +319,12 @@ def _columns(new: NewRoute, version: int) -> Mapping[str, Any]:
 
 
 def _all_columns(routes: Sequence[NewRoute], version: int) -> Mapping[str, Any]:
-    return {
-        "ids": [route.id for route in routes],
-        "names": [route.name for route in routes],
-        "specs": [Jsonb(route.spec) for route in routes],
-        "shapes": [route.shape for route in routes],
-        "headers": [route.headers_key for route in routes],
-        "table_version": version,
-    }
+    # One text for all: as arrays, psycopg would look at each of their elements.
+    rows = [
+        {"id": route.id, "name": route.name, "spec": route.spec, "shape": route.shape, "headers": route.headers_key}
+        for route in routes
+    ]
+    return {"routes": Jsonb(rows), "table_version": version}
 
 
 def _quota_columns(new: NewQuota, version: int) -> Mapping[str, Any]:

@@ -28,12 +28,12 @@ _log = structlog.get_logger(__name__)
 _PLACES = Board.places((ROUTE, QUOTA))
 # Seconds between two looks at the table when nobody says that it changed.
 _POLL = 1.0
-# Seconds that a write waits at most until the table was made, and for how much longer than that took here, so that the
-# other processes, which do the same at the same time, are ready too.
-_PATIENCE = 1.0
-_FOR_OTHERS, _LEAST_FOR_OTHERS = 0.5, 0.005
+# Seconds that a write waits at most until the table was made; and then, as a share of what that took here, and in
+# seconds at least and at most, so that the other processes, which do the same at the same time, are ready too.
+_PATIENCE = 2.0
+_FOR_OTHERS, _LEAST_FOR_OTHERS, _MOST_FOR_OTHERS = 0.25, 0.005, 0.25
 # So many routes are put in at a time; then other threads get the interpreter.
-_AT_A_TIME, _BREATH = 20, 0.0002
+_AT_A_TIME, _BREATH = 200, 0.0001
 
 
 class Snapshot:
@@ -121,7 +121,7 @@ class Table:
     def prepare(self, tags: Sequence[str]) -> None:
         """Return when the next table is there, here and probably in the other processes, after a change of `tags`.
 
-        For a write that has committed, before it makes copies old: then nobody waits for the new table. Only a second:
+        For a write that has committed, before it makes copies old: then nobody waits for the new table. Not for long:
         that copies are old does not depend on it.
         """
         if ROUTE not in tags and QUOTA not in tags:
@@ -132,7 +132,7 @@ class Table:
             self._woken.set()
             self._finished.wait_for(lambda: self._done >= wanted, _PATIENCE)
         took = time.monotonic() - began
-        time.sleep(min(_PATIENCE, max(_LEAST_FOR_OTHERS, took * _FOR_OTHERS)))
+        time.sleep(min(_MOST_FOR_OTHERS, max(_LEAST_FOR_OTHERS, took * _FOR_OTHERS)))
 
     def _after_others(self) -> Snapshot:
         with self._lock:

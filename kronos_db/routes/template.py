@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
@@ -111,7 +112,10 @@ def parse(path: str, field: str) -> Template:
     if parts and (found := _rest(parts[-1])) is not None:
         rest, rest_name = True, found
         parts.pop()
-    template = Template(tuple(_segment(part, field) for part in parts), rest, rest_name)
+    try:
+        template = Template(tuple(map(_segment, parts)), rest, rest_name)
+    except _FaultError as fault:
+        raise _invalid(field, str(fault)) from None
     names = [name for name in (*template.names, rest_name) if name]
     for name in names:
         if not _NAME.fullmatch(name):
@@ -174,26 +178,32 @@ def _rest(part: str) -> str | None:
     return found[1] if found and found[2] == "**" and found[1] else None
 
 
-def _segment(part: str, field: str) -> Segment:
+class _FaultError(ValueError):
+    """What is wrong with a segment of a template."""
+
+
+# Templates of one platform are made of the same few parts.
+@lru_cache(4096)
+def _segment(part: str) -> Segment:
     if part == "*":
         return Segment(ANY, 0, "")
     if "{" in part or "}" in part:
-        return _parameter(part, field)
+        return _parameter(part)
     if "*" in part:
-        raise _invalid(field, "* stands alone, and ** alone and last; a literal * is written %2A")
+        raise _FaultError("* stands alone, and ** alone and last; a literal * is written %2A")
     try:
         segments = _segments_of_any(f"/{part}")
     except PathInvalidError as error:
-        raise _invalid(field, error.violations[0].description) from None
+        raise _FaultError(error.violations[0].description) from None
     if not segments:
-        raise _invalid(field, "must have no empty segments and no dot segments")
+        raise _FaultError("must have no empty segments and no dot segments")
     return Segment(LITERAL, 0, segments[0])
 
 
-def _parameter(part: str, field: str) -> Segment:
+def _parameter(part: str) -> Segment:
     found = _PARAMETER.fullmatch(part)
     if found is None or not found[1]:
-        raise _invalid(field, f"{part!r} must be {{name}} or {{name:constraint}}, and a whole segment")
+        raise _FaultError(f"{part!r} must be {{name}} or {{name:constraint}}, and a whole segment")
     name, constraint = found[1], found[2]
     if constraint is None:
         return Segment(ANY, 0, "", name)
@@ -202,7 +212,7 @@ def _parameter(part: str, field: str) -> Segment:
     alternatives = constraint.split("|")
     if len(alternatives) == 1 or not all(_ALTERNATIVE.fullmatch(each) for each in alternatives):
         known = ", ".join(TYPES)
-        raise _invalid(field, f"the constraint {constraint!r} must be one of {known}, or alternatives a|b")
+        raise _FaultError(f"the constraint {constraint!r} must be one of {known}, or alternatives a|b")
     return Segment(ALTERNATIVES, len(set(alternatives)), "|".join(sorted(set(alternatives))), name)
 
 

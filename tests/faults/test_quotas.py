@@ -288,7 +288,7 @@ class TestRedisFails:
                         time.sleep(0.01)
             return 0
 
-        killer = threading.Timer(0.5, lambda: two._on._processes[1].kill())
+        killer = threading.Timer(0.5, two._on._processes[1].kill)
         killer.start()
         at_once(work)
         killer.join()

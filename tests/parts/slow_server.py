@@ -2,8 +2,9 @@
 
     python -m tests.parts.slow_server --shared FOLDER --seed N [--fault FAULT | --plain]
 
-With `--plain` none takes longer than it does. Users are kept in Redis too. The faults: `unchecked` takes the version check out, so that copies are answered from as
-long as the lease lasts, whatever was changed; `trusting` takes what Redis has for new, whatever moment it is from.
+With `--plain` none takes longer than it does. Users are kept in Redis too. The faults: `unchecked` takes the version
+check out, so that copies are answered from as long as the lease lasts, whatever was changed; `trusting` takes what
+Redis has for new, whatever moment it is from.
 Prints the gRPC address when it serves.
 """
 

@@ -13,8 +13,8 @@ from kronos_db import server
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
 from kronos_db.runtime.errors import BadRequestError
-from tests.routes.population import stub
 from tests.parts.serving import Serving
+from tests.routes.population import stub
 
 ANN, BOB, SUSPENDED = (f"01a20747-db40-762b-bf27-00000000000{number}" for number in range(1, 4))
 TOKEN = "a token that is valid"

@@ -59,33 +59,31 @@ def test_an_allowed_request_is_told_all(routes: RoutesServiceStub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "caller", "denial", "rule", "status"),
+    ("spec", "caller", "denied"),
     [
-        ({"caller": KNOWN}, {}, "UNAUTHENTICATED", "", 401),
-        ({"caller": KNOWN}, {"token": "forged"}, "UNAUTHENTICATED", "", 401),
-        ({"caller": KNOWN}, {"user_id": SUSPENDED}, "INACTIVE", "", 403),
-        ({}, {"user_id": SUSPENDED}, "INACTIVE", "", 403),
-        ({"caller": KNOWN, "scopes": ["orders", "admin"]}, {"token": TOKEN}, "SCOPE", "admin", 403),
-        ({"caller": KNOWN, "permissions": [READ]}, {"user_id": BOB}, "PERMISSION", "orders:read", 403),
+        ({"caller": KNOWN}, {}, ("UNAUTHENTICATED", "", 401)),
+        ({"caller": KNOWN}, {"token": "forged"}, ("UNAUTHENTICATED", "", 401)),
+        ({"caller": KNOWN}, {"user_id": SUSPENDED}, ("INACTIVE", "", 403)),
+        ({}, {"user_id": SUSPENDED}, ("INACTIVE", "", 403)),
+        ({"caller": KNOWN, "scopes": ["orders", "admin"]}, {"token": TOKEN}, ("SCOPE", "admin", 403)),
+        ({"caller": KNOWN, "permissions": [READ]}, {"user_id": BOB}, ("PERMISSION", "orders:read", 403)),
         (
             {"caller": KNOWN, "permissions": [READ, pb.RoutePermission(permission="orders:drop")]},
             {"token": TOKEN},
-            "PERMISSION",
-            "orders:drop",
-            403,
+            ("PERMISSION", "orders:drop", 403),
         ),
     ],
 )
 def test_denials_consume_nothing(
-    routes: RoutesServiceStub, spec: dict[str, Any], caller: dict[str, Any], denial: str, rule: str, status: int
+    routes: RoutesServiceStub, spec: dict[str, Any], caller: dict[str, Any], denied: tuple[str, str, int]
 ) -> None:
     quota = create_quota(routes)
     route = create(routes, quotas=[quota.name], **spec)
 
     answer = authorize(routes, route.path, **caller)
 
-    assert (answer.allowed, pb.Denial.Name(answer.denial)) == (False, f"DENIAL_{denial}")
-    assert (answer.rule, answer.http_status) == (rule, status)
+    assert not answer.allowed
+    assert (pb.Denial.Name(answer.denial), answer.rule, answer.http_status) == (f"DENIAL_{denied[0]}", *denied[1:])
     assert answer.route == route
     assert not answer.quotas
     assert used(routes, quota) == 0
