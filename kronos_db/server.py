@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from kronos_db.config import Settings, SettingsError
 from kronos_db.routes.counters import Counters
 from kronos_db.routes.limiter import Limiter
+from kronos_db.routes.metrics import watch_routes
 from kronos_db.routes.model import ERRORS as ROUTES_ERRORS
 from kronos_db.routes.service import Parts as RoutesParts
 from kronos_db.routes.service import RoutesService
@@ -299,6 +300,7 @@ class Server:
         database.prepare = self._table.prepare
         self._feeds.listen("routes", channel("routes"), self._table.wake)
         limiter = Limiter(parts.redis, Counters(database))
+        watch_routes(self.registry, limiter, self._table)
         # What Users and Tokens know of callers; until they offer it, nobody is known.
         access, identities = Strangers(), Strangers()
         secret = parts.ring.subkey("quota counters")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from kronos_db.routes.model import Kind
 from kronos_db.routes.quotas import Rule, as_uuid, expiry
 from kronos_db.routes.store import QUERIES
 from kronos_db.runtime.database.database import Database
@@ -15,6 +16,8 @@ from kronos_db.runtime.identifiers import uuid7
 
 # The slots of counters that are of no calendar period.
 _RATE, _CONCURRENCY = -1, -2
+# Demands that are enough for one statement.
+_ENOUGH = 512
 _HIGH, _MASK = 64, (1 << 64) - 1
 
 
@@ -49,18 +52,61 @@ class Reply(NamedTuple):
     levels: Sequence[tuple[bool, int]]
 
 
+class _Group:
+    """What one thread asks, and what it is answered."""
+
+    __slots__ = ("asks", "error", "replies")
+
+    def __init__(self, asks: Sequence[Ask]) -> None:
+        self.asks = asks
+        self.replies: list[Reply] | None = None
+        self.error: Exception | None = None
+
+
 class Counters:
-    """Decides with one statement, which is one transaction; durable when it returns."""
+    """Decides with one statement, which is one transaction; durable when it returns.
+
+    One statement of a process at a time: whoever comes while it runs is decided in the next one, together. Statements at
+    once would wait for each other's commits where they count in the same counters, each for a few.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queries = load_queries(QUERIES, "routes")
+        self._turn = threading.Lock()
+        self._waiting: deque[_Group] = deque()
 
     def consume(self, asks: Sequence[Ask], remember: float, *, dry: bool) -> list[Reply]:
         """Decide `asks` in order; remember what was allowed for so many seconds. `dry` writes nothing.
 
         Raises UnavailableError and the like; then nothing is known to be consumed.
         """
+        if dry:
+            return self._consume(asks, remember, dry=True)
+        group = _Group(asks)
+        self._waiting.append(group)
+        with self._turn:
+            if group.replies is None and group.error is None:
+                self._consume_waiting(group, remember)
+        if group.error is not None:
+            raise group.error
+        return group.replies or []
+
+    def _consume_waiting(self, own: _Group, remember: float) -> None:
+        """Decide all that waits, up to what is enough for one statement, `own` with it."""
+        groups, count = [], 0
+        while self._waiting and (count < _ENOUGH or own not in groups):
+            groups.append(self._waiting.popleft())
+            count += len(groups[-1].asks)
+        try:
+            replies = iter(self._consume([ask for group in groups for ask in group.asks], remember, dry=False))
+            for group in groups:
+                group.replies = [next(replies) for _ in group.asks]
+        except Exception as error:  # noqa: BLE001  # each of those who asked gets it
+            for group in groups:
+                group.error = error
+
+    def _consume(self, asks: Sequence[Ask], remember: float, *, dry: bool) -> list[Reply]:
         items = [(item, ask.cost) for ask in asks for item in ask.items]
         places = {(as_uuid(item.key), _slot(item.rule)): item.rule for item, _ in items}
         ordered = {place: number for number, place in enumerate(sorted(places), 1)}
@@ -75,7 +121,7 @@ class Counters:
             "leases": _array(ask.lease for ask in asks),
             "ends": _array(_running(len(ask.items) for ask in asks)),
             "item_counters": _array(ordered[as_uuid(item.key), _slot(item.rule)] for item, _ in items),
-            "item_kinds": _array(int(item.rule.kind) for item, _ in items),
+            "item_kinds": _array(item.rule.code for item, _ in items),
             "item_limits": _array(item.rule.most for item, _ in items),
             "item_costs": _array(_taken(item.rule, cost) for item, cost in items),
             "item_denies": _array(item.rule.denies for item, _ in items),
@@ -107,20 +153,20 @@ def _replies(answer: Sequence[int], asks: Sequence[Ask]) -> Iterator[Reply]:
         for item in ask.items:
             fits, level = answer[at : at + 2]
             at += 2
-            levels.append((bool(fits), max(0, level - now) if item.rule.kind is Kind.RATE else level))
+            levels.append((bool(fits), max(0, level - now) if item.rule.is_rate else level))
         lease = UUID(int=(high & _MASK) << _HIGH | (low & _MASK)).hex if high or low else ask.lease
         yield Reply(verdict, lease, levels)
 
 
 def _slot(rule: Rule) -> int:
-    if rule.kind is Kind.CALENDAR:
+    if rule.is_calendar:
         return rule.period().slot
-    return _RATE if rule.kind is Kind.RATE else _CONCURRENCY
+    return _RATE if rule.is_rate else _CONCURRENCY
 
 
 def _taken(rule: Rule, cost: int) -> int:
     # Places are held for ticks here.
-    return rule.lease_us * 8 if rule.kind is Kind.CONCURRENCY and cost else rule.taken(cost)
+    return rule.lease_us * 8 if rule.is_concurrency and cost else rule.taken(cost)
 
 
 def _running(counts: Iterator[int] | Any) -> Iterator[int]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from kronos_db.routes.counters import Ask, Counters, Item, Reply
-from kronos_db.routes.model import ConsumptionReusedError, Failure, Kind, LeaseInvalidError
+from kronos_db.routes.model import ConsumptionReusedError, Failure, LeaseInvalidError
 from kronos_db.routes.quotas import Rule, State, state_of
 from kronos_db.runtime.errors import FieldViolation, UnavailableError
 from kronos_db.runtime.redis import RedisAwayError, RedisServer
@@ -83,11 +83,11 @@ class _Work:
         # Where the place of each item is held: "r" Redis, "p" PostgreSQL.
         self.counted_in: dict[int, str] = {}
         for index, rule in enumerate(demand.rules):
-            if rule.kind is Kind.CALENDAR:
+            if rule.is_calendar:
                 self.local.append(index)
             else:
                 self.remote.append(index)
-                if rule.kind is Kind.CONCURRENCY and self.lease is _NO_LEASE:
+                if rule.is_concurrency and self.lease is _NO_LEASE:
                     self.lease = uuid4().hex
         if not redis:
             self.go_without_redis()
@@ -117,7 +117,7 @@ class _Work:
             rule = demand.rules[index]
             # What was allowed before is not looked at again: that it is used up now is no matter.
             self.states[index] = state_of(rule, fits or reply.verdict == _REPEATED, level, demand.cost)
-            if rule.kind is Kind.CONCURRENCY:
+            if rule.is_concurrency:
                 self.counted_in[index] = where
                 self.lease = reply.lease
         if reply.verdict in {_DENIED, _REUSED}:
@@ -128,7 +128,7 @@ class _Work:
         for index in self.remote:
             state = self.states[index]
             if state is not None:
-                back = 1 if state.rule.kind is Kind.CONCURRENCY else self.demand.cost
+                back = 1 if state.rule.is_concurrency else self.demand.cost
                 remaining = min(state.rule.size, state.remaining + back)
                 self.states[index] = state._replace(remaining=remaining, used=max(0, state.used - back))
 
@@ -160,6 +160,7 @@ class Limiter:
         self.allowed = 0
         self.denied = 0
         self.unavailable = 0
+        self.shadow_denials = 0
 
     def decide(self, demands: Sequence[Demand], *, dry: bool = False) -> list[Outcome]:
         """Decide each of `demands`, in order; `dry` consumes nothing. Concurrent calls are decided together.
@@ -173,7 +174,7 @@ class Limiter:
 
     def is_degraded(self, rule: Rule) -> bool:
         """Whether Redis should count a quota and does not."""
-        return rule.kind is not Kind.CALENDAR and (self._redis is None or self._redis.is_away)
+        return not rule.is_calendar and (self._redis is None or self._redis.is_away)
 
     def release(self, lease: str, *, dry: bool = False) -> int:
         """Give the places of a lease back; return how many were held. `dry` only looks at the lease.
@@ -229,6 +230,9 @@ class Limiter:
 
     def _tally(self, works: Sequence[_Work]) -> None:
         for work in works:
+            self.shadow_denials += sum(
+                1 for state in work.states if state is not None and not state.fits and not state.rule.denies
+            )
             if work.allowed:
                 self.allowed += 1
             elif work.unavailable:
@@ -318,7 +322,7 @@ def _items(keys: _Keys, work: _Work) -> Iterator[int]:
     for index in work.remote:
         rule = demand.rules[index]
         yield keys.place(demand.keys[index])
-        yield rule.kind.value
+        yield rule.code
         yield rule.most
         yield rule.taken(demand.cost)
         yield 1 if rule.denies else 0
@@ -329,9 +333,9 @@ def _taken(keys: _Keys, work: _Work) -> Iterator[int]:
     demand = work.demand
     for index in work.remote:
         rule, state = demand.rules[index], work.states[index]
-        if rule.kind is Kind.CONCURRENCY or (state is not None and state.fits):
+        if rule.is_concurrency or (state is not None and state.fits):
             yield keys.place(demand.keys[index])
-            yield rule.kind.value
+            yield rule.code
             yield rule.taken(demand.cost)
 
 

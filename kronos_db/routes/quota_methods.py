@@ -101,7 +101,8 @@ class QuotaMethods:
     def ConsumeQuota(self, request: pb.ConsumeQuotaRequest, context: object) -> pb.ConsumeQuotaResponse:
         """Consume of one quota."""
         rule = _rule(self._table.current(), request.quota, "quota")
-        demand = self._demand(rule, request, Call.of(context), 0)
+        call = Call.of(context)
+        demand = self._demand(rule, request, memory(call, self._secret), call.fingerprint[:16].hex())
         outcome = self._limiter.decide([demand], dry=request.validate_only)[0]
         response = pb.ConsumeQuotaResponse()
         _fill(response, outcome, time.time())
@@ -111,11 +112,14 @@ class QuotaMethods:
         self, request: pb.BatchConsumeQuotasRequest, context: object
     ) -> pb.BatchConsumeQuotasResponse:
         """Consume of several quotas, each by itself."""
-        snapshot, call = self._table.current(), Call.of(context)
-        demands = [
-            self._demand(_rule(snapshot, each.quota, f"consumptions[{index}].quota"), each, call, index)
-            for index, each in enumerate(request.consumptions)
-        ]
+        rules, call = self._table.current().rules, Call.of(context)
+        shown = call.fingerprint[:16].hex()
+        demands = []
+        for index, each in enumerate(request.consumptions):
+            rule = rules.get(each.quota)
+            if rule is None:
+                raise model.unknown_quota(each.quota, f"consumptions[{index}].quota")
+            demands.append(self._demand(rule, each, memory(call, self._secret, index), shown))
         response = pb.BatchConsumeQuotasResponse()
         now, add = time.time(), response.results.add
         for outcome in self._limiter.decide(demands, dry=request.validate_only):
@@ -154,14 +158,9 @@ class QuotaMethods:
             self._limiter.reset(key, mutation.request_id.hex)
         return response
 
-    def _demand(self, rule: Rule, consumption: Any, call: Call, part: int) -> Demand:
-        return Demand(
-            (rule,),
-            (rule.key(_subject(consumption), self._secret),),
-            consumption.cost if consumption.HasField("cost") else 1,
-            memory(call, self._secret, part),
-            call.fingerprint[:16].hex(),
-        )
+    def _demand(self, rule: Rule, consumption: Any, remembered: str, shown: str) -> Demand:
+        key = rule.key(_subject(consumption), self._secret)
+        return Demand((rule,), (key,), consumption.cost if consumption.HasField("cost") else 1, remembered, shown)
 
 
 def _rule(snapshot: Snapshot, name: str, field: str) -> Rule:

@@ -31,17 +31,13 @@ _IPV6_PREFIX = 64
 
 
 class Subject(NamedTuple):
-    """Whose use is counted; "" is nobody in particular."""
+    """Whose use is counted, in the order of the contract's QuotaKey; "" is nobody in particular."""
 
     user: str = ""
     client: str = ""
     address: str = ""
     route: str = ""
     given: str = ""
-
-    def part(self, key: int) -> str:
-        """Return what the contract's QuotaKey of that number looks at."""
-        return subnet(self.address) if key == _ADDRESS and self.address else self[key - 1]
 
 
 _ADDRESS = 3
@@ -58,14 +54,20 @@ class Rule:
     """A quota in the units in which it is counted.
 
     `most` is what may be consumed at once: units of a calendar quota, ticks of a rate, requests at once. `size` is the
-    same in units. `policy` is its member of the field RateLimit-Policy.
+    same in units. `policy` is its member of the field RateLimit-Policy. `code` is the number of its kind.
     """
 
     __slots__ = (
+        "_keys",
+        "_prefix",
         "_zone",
+        "code",
         "denies",
         "emission",
         "failure",
+        "is_calendar",
+        "is_concurrency",
+        "is_rate",
         "kind",
         "lease_us",
         "most",
@@ -80,31 +82,40 @@ class Rule:
         self.quota = quota
         self.name = quota.name
         self.kind = Kind(quota.kind)
+        # Asked a hundred thousand times a second: looking up the members of an enumeration would be dear.
+        self.code = self.kind.value
+        self.is_calendar = self.kind is Kind.CALENDAR
+        self.is_rate = self.kind is Kind.RATE
+        self.is_concurrency = self.kind is Kind.CONCURRENCY
+        self._prefix = f"{quota.id}\0{quota.generation}"
+        self._keys = tuple(sorted(quota.keys))
         self.denies = not quota.shadow
         self.failure = Failure(quota.failure)
         self.emission = 1
         self.lease_us: int = rule.get("lease_us", 0)
         self.most = self.size = rule["limit"]
         self._zone = ""
-        if self.kind is Kind.RATE:
+        if self.is_rate:
             self.emission = -(-rule["period_us"] * _TICKS_PER_US // rule["limit"])
             self.size = rule["burst"]
             self.most = self.size * self.emission
-        elif self.kind is Kind.CALENDAR:
+        elif self.is_calendar:
             self._zone = rule["time_zone"]
         self.policy = self._policy(rule)
 
     def taken(self, cost: int) -> int:
         """Return what consuming `cost` takes of `most`; of concurrent requests for how many milliseconds."""
-        if self.kind is Kind.CONCURRENCY:
+        if self.is_concurrency:
             return self.lease_us // 1000 if cost else 0
-        return min(cost * self.emission, _TOO_MUCH)
+        taken = cost * self.emission
+        return min(taken, _TOO_MUCH)
 
     def key(self, subject: Subject, secret: bytes) -> str:
         """Return the name of the counter of `subject`, 32 hexadecimal digits: a keyed hash, so it tells no address."""
-        quota = self.quota
-        parts = [quota.id, str(quota.generation), *[subject.part(key) for key in sorted(quota.keys)]]
-        return hashlib.blake2b("\0".join(parts).encode(), key=secret, digest_size=16).hexdigest()
+        named = self._prefix
+        for key in self._keys:
+            named += "\0" + (subnet(subject.address) if key == _ADDRESS and subject.address else subject[key - 1])
+        return hashlib.blake2b(named.encode(), key=secret, digest_size=16).hexdigest()
 
     def period(self) -> Period:
         """Return the day or month that it is now."""
@@ -136,13 +147,14 @@ def state_of(rule: Rule, fits: bool, level: int, cost: int) -> State:
 
     Of a rate that is how far it is ahead in ticks, else what is used.
     """
-    if rule.kind is Kind.RATE:
+    if rule.is_rate:
         remaining = max(0, (rule.most - level) // rule.emission)
-        short = level + rule.taken(cost) - rule.most
-        retry = short / TICKS if not fits and rule.taken(cost) <= rule.most else None
+        retry = None
+        if not fits and (taken := rule.taken(cost)) <= rule.most:
+            retry = (level + taken - rule.most) / TICKS
         return State(rule, fits, True, remaining, rule.size - remaining, level / TICKS, retry)
     remaining = max(0, rule.size - level)
-    if rule.kind is Kind.CONCURRENCY:
+    if rule.is_concurrency:
         return State(rule, fits, True, remaining, level)
     left = max(0.0, rule.period().end - time.time())
     return State(rule, fits, True, remaining, level, left, left if not fits and cost <= rule.size else None)

@@ -85,12 +85,20 @@ class Table:
         self._finished = threading.Condition()
         self._begun = self._done = 0
         self._thread = threading.Thread(target=self._run, name="routes", daemon=True)
+        # Calls that found the table old and had to wait.
+        self.waits = 0
+
+    @property
+    def version(self) -> int:
+        """The version that is answered from while it is current."""
+        return self._copy[0].version
 
     def current(self) -> Snapshot:
         """Return the table with every change that was acknowledged. Raises what reading it raises."""
         snapshot, mark = self._copy
         if self._board.is_current(mark, _PLACES, now()):
             return snapshot
+        self.waits += 1
         read = self._readings.get("")
         if read is None:
             raise AssertionError("the table is always there, if empty")
