@@ -54,8 +54,8 @@ are warm. All interceptors are on.
 
 **Rows of routes.** Matching alone is a loop in one thread, normalising of the path included. AuthorizeRequest asks a
 stand-in for Users that knows everybody. Its calls share one user, so all of them count in the same two counters: "a
-rate and a day" waits for PostgreSQL to commit before each answer, "two rates" asks Redis alone. A change of the table is
-live when its call returns: no process answers from before it.
+rate and a day" waits for PostgreSQL to commit before each answer, "two rates" asks Redis alone. A change of the table
+is live when its call returns: no process answers from before it.
 
 **2 processes beside 1** is told twice, with the same load on each process (32 calls in flight). "As seen" is what
 arrived, on a machine where the generator and PostgreSQL need cores too; with 2 cores it cannot come near 2. "A core

@@ -66,8 +66,8 @@ class _Group:
 class Counters:
     """Decides with one statement, which is one transaction; durable when it returns.
 
-    One statement of a process at a time: whoever comes while it runs is decided in the next one, together. Statements at
-    once would wait for each other's commits where they count in the same counters, each for a few.
+    One statement of a process at a time: whoever comes while it runs is decided in the next one, together. Statements
+    at once would wait for each other's commits where they count in the same counters, each for a few.
     """
 
     def __init__(self, database: Database) -> None:

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from kronos_db.routes.limiter import Limiter
 from kronos_db.routes.table import Table
-from kronos_db.runtime.ops.metrics import counters, gauges
+from kronos_db.runtime.ops.metrics import counters
 
 
 def watch_routes(registry: CollectorRegistry, limiter: Limiter, table: Table) -> None:
@@ -28,13 +28,6 @@ def watch_routes(registry: CollectorRegistry, limiter: Limiter, table: Table) ->
         "Times that a quota in shadow mode would have denied.",
         [],
         lambda: [((), limiter.shadow_denials)],
-    )
-    gauges(
-        registry,
-        "kronos_db_routes_table_version",
-        "Version of the table of routes that the process answers from.",
-        [],
-        lambda: [((), table.version)],
     )
     counters(
         registry,

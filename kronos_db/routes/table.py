@@ -88,11 +88,6 @@ class Table:
         # Calls that found the table old and had to wait.
         self.waits = 0
 
-    @property
-    def version(self) -> int:
-        """The version that is answered from while it is current."""
-        return self._copy[0].version
-
     def current(self) -> Snapshot:
         """Return the table with every change that was acknowledged. Raises what reading it raises."""
         snapshot, mark = self._copy
