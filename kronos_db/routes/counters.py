@@ -10,6 +10,7 @@ from uuid import UUID
 
 from kronos_db.routes.quotas import Rule, as_uuid, expiry
 from kronos_db.routes.store import QUERIES
+from kronos_db.runtime import deadline
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import load_queries
 from kronos_db.runtime.identifiers import uuid7
@@ -55,10 +56,11 @@ class Reply(NamedTuple):
 class _Group:
     """What one thread asks, and what it is answered."""
 
-    __slots__ = ("asks", "error", "replies")
+    __slots__ = ("asks", "deadline", "error", "replies")
 
     def __init__(self, asks: Sequence[Ask]) -> None:
         self.asks = asks
+        self.deadline = deadline.current.get()
         self.replies: list[Reply] | None = None
         self.error: Exception | None = None
 
@@ -98,6 +100,9 @@ class Counters:
         while self._waiting and (count < _ENOUGH or own not in groups):
             groups.append(self._waiting.popleft())
             count += len(groups[-1].asks)
+        # The latest one: nobody's short deadline is to end what others wait for.
+        limits = [group.deadline for group in groups if group.deadline is not None]
+        before = deadline.current.set(max(limits) if len(limits) == len(groups) else None)
         try:
             replies = iter(self._consume([ask for group in groups for ask in group.asks], remember, dry=False))
             for group in groups:
@@ -105,6 +110,8 @@ class Counters:
         except Exception as error:  # noqa: BLE001  # each of those who asked gets it
             for group in groups:
                 group.error = error
+        finally:
+            deadline.current.reset(before)
 
     def _consume(self, asks: Sequence[Ask], remember: float, *, dry: bool) -> list[Reply]:
         items = [(item, ask.cost) for ask in asks for item in ask.items]

@@ -126,13 +126,15 @@ class Feed:
         ShuttingDownError, with `opening` also what it and asking for the position raise; whatever comes later ends the
         stream.
         """
-        position, messages = NOW, None
-        if resume_token:
-            position = self._tokens.read(resume_token)
-        elif opening is not None:
-            position = self._log.position()
-            messages = opening()
+        position, messages = self._tokens.read(resume_token) if resume_token else NOW, None
         self._streams.enter(outlet.caller)
+        if opening is not None and not resume_token:
+            try:
+                position = self._log.position()
+                messages = opening()
+            except BaseException:
+                self._streams.leave(outlet.caller)
+                raise
         subscription = Subscription(outlet, Terms(wanted, make, self._tokens), position, self._pusher.wake, messages)
         subscription.follow(self._note_drained)
         closed = partial(self._left, subscription)
