@@ -79,7 +79,7 @@ class Template(NamedTuple):
     @property
     def shape(self) -> str:
         """What it matches, as a text: two templates with one shape match the same paths."""
-        parts = [f"{kind}{quote(text, safe='|')}" for kind, _, text, _ in self.segments]
+        parts = [_shape(segment.kind, segment.text) for segment in self.segments]
         return "/" + "/".join([*parts, "**"] if self.rest else parts)
 
     @property
@@ -99,6 +99,11 @@ class Template(NamedTuple):
         return not self.is_exact, -len(patterns), self.rest, patterns
 
 
+@lru_cache(4096)
+def _shape(kind: int, text: str) -> str:
+    return f"{kind}{quote(text, safe='|')}"
+
+
 def parse(path: str, field: str) -> Template:
     """Return the template that `path` says. Raises TemplateInvalidError, which names `field`."""
     if not path.startswith("/"):
@@ -116,7 +121,7 @@ def parse(path: str, field: str) -> Template:
         template = Template(tuple(map(_segment, parts)), rest, rest_name)
     except _FaultError as fault:
         raise _invalid(field, str(fault)) from None
-    names = [name for name in (*template.names, rest_name) if name]
+    names = [*template.names, rest_name] if rest_name else template.names
     for name in names:
         if not _NAME.fullmatch(name):
             raise _invalid(field, f"the parameter name {name!r} must be letters, digits and _, beginning with a letter")
