@@ -21,8 +21,8 @@ from kronos_db.routes.quotas import DAY, Rule, Subject
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import UnavailableError
 from kronos_db.runtime.redis import RedisServer
-from tests.parts.eventually import eventually
 from tests.parts.domain import new_database, opened, settings_of
+from tests.parts.eventually import eventually
 from tests.routes.population import stored_quota
 
 HOUR_US = 3_600_000_000
