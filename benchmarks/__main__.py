@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import messages, overload, processes, streams, tokens, users
+from benchmarks import messages, overload, processes, routes, streams, tokens, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +23,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "users": users.rows,
     "tokens": tokens.rows,
+    "routes": routes.rows,
     "messages": messages.rows,
     "processes": processes.rows,
     "streams": streams.rows,
@@ -63,6 +64,10 @@ are those of eight connections with one batch each in flight, about the same 8,0
 beside 10,000** is asked one at a time, so that the database shows and not the queue. A token's subject is a user of
 UsersService where the server can tell whether users are active, else a service. While the tokens of one subject are
 revoked, others are introspected without a pause.
+**Rows of routes.** Matching alone is a loop in one thread, normalising of the path included. AuthorizeRequest asks
+Users whether the user is active and may. Its calls share one user, so all of them count in the same two counters: "a
+rate and a day" waits for PostgreSQL to commit before each answer, "two rates" asks Redis alone. A change of the table
+is live when its call returns: no process answers from before it.
 
 **2 processes beside 1** is told twice, with the same load on each process (32 calls in flight). "As seen" is what
 arrived, on a machine where the generator and PostgreSQL need cores too; with 2 cores it cannot come near 2. "A core

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from kronos.messages.v1 import messages_pb2_grpc
+from kronos.routes.v1 import routes_pb2_grpc
 from kronos.tokens.v1 import tokens_pb2_grpc
 from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
@@ -23,6 +24,15 @@ from kronos_db.messages.queues import QueuesStore
 from kronos_db.messages.service import MessagesService
 from kronos_db.messages.store import MessagesStore
 from kronos_db.messages.waiting import Waiting
+from kronos_db.routes.counters import Counters
+from kronos_db.routes.limiter import Limiter
+from kronos_db.routes.metrics import watch_routes
+from kronos_db.routes.model import ERRORS as ROUTES_ERRORS
+from kronos_db.routes.service import Parts as RoutesParts
+from kronos_db.routes.service import RoutesService
+from kronos_db.routes.store import RoutesStore
+from kronos_db.routes.table import Table
+from kronos_db.routes.upkeep import upkeep as routes_upkeep
 from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.master_key import MasterKeys
@@ -42,6 +52,7 @@ from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
 from kronos_db.tokens.credentials import Credentials
+from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
 from kronos_db.tokens.model import ERRORS as TOKENS_ERRORS
 from kronos_db.tokens.service import TokensService, new_introspection
@@ -62,6 +73,7 @@ from kronos_db.users.store import UsersStore
 SERVICES = {
     "users": "kronos.users.v1.UsersService",
     "tokens": "kronos.tokens.v1.TokensService",
+    "routes": "kronos.routes.v1.RoutesService",
     "messages": "kronos.messages.v1.MessagesService",
 }
 ERRORS = ErrorTable(
@@ -69,6 +81,7 @@ ERRORS = ErrorTable(
     VALIDATION_ERRORS,
     USERS_ERRORS,
     TOKENS_ERRORS,
+    ROUTES_ERRORS,
     MESSAGES_ERRORS,
 )
 # What the access policy may grant beside methods.
@@ -111,6 +124,7 @@ class Domains:
         access = Access(AccessStore(parts["users"].database), parts["users"].cache)
         self._users = self._new_users(parts["users"], access)
         self._tokens = self._new_tokens(parts["tokens"], access)
+        self._routes = self._new_routes(parts["routes"], access, Identities(self._tokens.introspection))
         self._messages = self._new_messages(parts["messages"])
         watch_background(process.registry, self._background, OUTCOMES)
 
@@ -118,6 +132,7 @@ class Domains:
         """Register the handlers of all services with what stands in for the server."""
         users_pb2_grpc.add_UsersServiceServicer_to_server(self._users, registrar)
         tokens_pb2_grpc.add_TokensServiceServicer_to_server(self._tokens, registrar)
+        routes_pb2_grpc.add_RoutesServiceServicer_to_server(self._routes, registrar)
         messages_pb2_grpc.add_MessagesServiceServicer_to_server(self._messages, registrar)
 
     def start(self) -> None:
@@ -155,12 +170,26 @@ class Domains:
         return TokensService(
             store,
             credentials,
-            # What others ask of tokens: `Identities(introspection)`.
             new_introspection(store, credentials, parts.cache, access, uses),
             access=access,
             sealer=Sealer(ring),
             page_tokens=parts.page_tokens,
             feed=parts.feed,
+        )
+
+    def _new_routes(self, parts: Parts, access: Access, identities: Identities) -> RoutesService:
+        database, process, store = parts.database, self._process, RoutesStore(parts.database)
+        table = Table(store, database.instant, parts.cache.board)
+        database.prepare = table.prepare
+        process.feeds.listen("routes", channel("routes"), table.wake)
+        self._starting.append(table.start)
+        self._stopping.append(table.stop)
+        self._background += routes_upkeep(database)
+        limiter = Limiter(process.redis, Counters(database))
+        watch_routes(process.registry, limiter, table)
+        secret = parts.ring.subkey("quota counters")
+        return RoutesService(
+            RoutesParts(store, table, limiter, parts.page_tokens, parts.feed, access, identities, secret)
         )
 
     def _new_messages(self, parts: Parts) -> MessagesService:

@@ -17,6 +17,11 @@ from kronos.options.v1 import options_pb2
 from prometheus_client import CollectorRegistry
 
 from kronos_db import cli, config, server
+from kronos_db.routes.counters import Counters
+from kronos_db.routes.limiter import Limiter
+from kronos_db.routes.metrics import watch_routes
+from kronos_db.routes.store import RoutesStore
+from kronos_db.routes.table import Table
 from kronos_db.runtime.cache.board import Board
 from kronos_db.runtime.cache.engine import Cache, Rules
 from kronos_db.runtime.cache.memory import Memory
@@ -102,6 +107,8 @@ def metrics_page() -> str:
     cache = Cache(Board(), Memory(0), Remote(redis, b"example"))
     cache.kind(Rules("example"), lambda _keys: {})
     watch_cache(registry, {"example": cache})
+    database: Any = SimpleNamespace(domain="routes")
+    watch_routes(registry, Limiter(None, Counters(database)), Table(RoutesStore(database), lambda: None, Board()))
     # Those of the interpreter and the process stand after the server's own.
     families = sorted(_families(registry), key=lambda row: (row[0].startswith(("`process_", "`python_")), row[0]))
     return f"""# Metrics

@@ -117,6 +117,13 @@ def test_reasons_exist(page: Path) -> None:
         "DEATH_CAUSE_",
         "OUTCOME_",
         "CANCELLATION_",
+        "CALLER_REQUIREMENT_",
+        "DENIAL_",
+        "ROUTE_CONFLICT_KIND_",
+        "ROUTE_EVENT_",
+        "QUOTA_FAILURE_MODE_",
+        "QUOTA_KEY_",
+        "CALENDAR_UNIT_",
     )
     for span in spans(page):
         if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", span) and not span.startswith(prefixes):

@@ -31,6 +31,7 @@ _READS = (
     "Watch",
     "Tail",
     "Peek",
+    "Resolve",
 )
 _SERVICE, _METHOD, _MESSAGE, _ENUM, _FIELD = 6, 2, 4, 5, 2
 

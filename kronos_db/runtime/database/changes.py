@@ -11,13 +11,12 @@ docs/decisions/0007-copies.md has the argument.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
-
-from psycopg.types.json import Jsonb
 
 from kronos_db.runtime.database.queries import Query, load_queries
 
@@ -144,10 +143,6 @@ class ChangeLog:
         self.queries: Mapping[str, Query] = load_queries(Path(__file__).with_name("changes.sql"), schema)
 
     @staticmethod
-    def columns(changes: Sequence[Change]) -> Mapping[str, list[Any]]:
-        """Return the parameters of `append`."""
-        return {
-            "kinds": [change.kind for change in changes],
-            "record_ids": [change.record_id for change in changes],
-            "bodies": [Jsonb(change.body) for change in changes],
-        }
+    def columns(changes: Sequence[Change]) -> Mapping[str, str]:
+        """Return the parameters of `append`: one text, since psycopg looks at each element of an array."""
+        return {"changes": json.dumps([(change.kind, change.record_id, change.body) for change in changes])}

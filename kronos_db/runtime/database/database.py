@@ -125,7 +125,8 @@ class _Written(NamedTuple):
 class Database:
     """The database of one domain, through its own role.
 
-    `copies` is told of what writes make old, `on_changed` that a write with changes was committed.
+    `copies` is told of what writes make old, `on_changed` that a write with changes was committed. `prepare` is given
+    their tags then, and may take a moment to make new copies, before the old ones are refused.
 
     `statement_timeout` is that of the role, in seconds. A call with less left of its deadline takes that as the limit
     of its statements.
@@ -137,6 +138,7 @@ class Database:
         self._statement_timeout = statement_timeout
         self.copies: Copies | None = None
         self.on_changed: Callable[[], None] | None = None
+        self.prepare: Callable[[Sequence[str]], None] | None = None
         self._idempotency = Idempotency(domain)
         self._log = ChangeLog(domain)
 
@@ -151,6 +153,12 @@ class Database:
     def execute(self, query: Query, params: Params) -> int:
         """Run one statement that may be repeated without harm, on its own; return how many rows it touched."""
         return self._attempt(_confirmed(lambda connection: Transaction(connection, self.limit).execute(query, params)))
+
+    def run(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
+        """Run one writing statement that may be repeated without harm, on its own; return `make(*columns)` of rows."""
+        return self._attempt(
+            _confirmed(lambda connection: Transaction(connection, self.limit).fetch_all(query, params, make))
+        )
 
     def read(self, work: Callable[[Transaction], Result]) -> Result:
         """Run `work`, whose statements stand alone and may be repeated; again when a connection was lost."""
@@ -329,6 +337,8 @@ class Database:
         """Tell who waits for changes, and return when nobody answers from copies of before the write."""
         if written.tags and self.on_changed is not None:
             self.on_changed()
+        if written.tags and self.prepare is not None:
+            self.prepare(written.tags)
         if written.tags and self.copies is not None:
             self.copies.outdate(written.tags, written.snapshot, written.timeline, written.others)
 

@@ -42,8 +42,9 @@ class Feeds:
         return feed
 
     def listen(self, domain: str, channel: str, wake: Callable[[], None]) -> None:
-        """Have `wake` called for a channel in the database of `domain`. To be called before `start`."""
-        self._wakers.setdefault(self._dsns[domain], {})[channel] = wake
+        """Have `wake` called, too, for a channel in the database of `domain`. To be called before `start`."""
+        wakers = self._wakers.setdefault(self._dsns[domain], {})
+        wakers[channel] = partial(_both, wakers[channel], wake) if channel in wakers else wake
 
     def start(self) -> None:
         """Listen, notify and push."""
@@ -68,3 +69,8 @@ class Feeds:
     def watched(self) -> dict[str, int]:
         """Return how many streams watch each domain."""
         return {domain: feed.watched for domain, feed in self._feeds.items()}
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()

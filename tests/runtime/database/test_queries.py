@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -47,8 +48,8 @@ def test_no_query_of_any_domain_is_left_out() -> None:
 
 @pytest.fixture(scope="module")
 def databases(served: Settings) -> Iterator[dict[str, Database]]:
-    with opened(served, SERVED[0]) as first:
-        yield {SERVED[0]: first}
+    with ExitStack() as stack:
+        yield {domain: stack.enter_context(opened(served, domain)) for domain in SERVED}
 
 
 @pytest.mark.parametrize(("domain", "query"), list(every_query()), ids=lambda value: getattr(value, "name", value))
