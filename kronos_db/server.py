@@ -15,16 +15,30 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
+from kronos.logs.v1 import logs_pb2_grpc
 from kronos.users.v1 import users_pb2_grpc
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, SettingsError
+from kronos_db.logs.intake import Intake
+from kronos_db.logs.keys import Keys
+from kronos_db.logs.messages import Origins
+from kronos_db.logs.model import ERRORS as LOGS_ERRORS
+from kronos_db.logs.otlp import SERVICE as OTLP_LOGS
+from kronos_db.logs.otlp import ExportService
+from kronos_db.logs.service import LogsService, RetentionCopy
+from kronos_db.logs.store import LogsStore
+from kronos_db.logs.tail import PACE as TAIL_PACE
+from kronos_db.logs.tail import RecordLog
+from kronos_db.logs.upkeep import upkeep as logs_upkeep
 from kronos_db.runtime.affinity import OneCore
 from kronos_db.runtime.cache.caches import Caches
 from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
+from kronos_db.runtime.crypto.sealing import Sealer
 from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.database import Database
@@ -59,8 +73,10 @@ from kronos_db.users.service import UsersService
 from kronos_db.users.store import UsersStore
 
 # The service of each domain, by the name that reflection and health know it by.
-SERVICES = {"users": "kronos.users.v1.UsersService"}
-ERRORS = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, USERS_ERRORS)
+SERVICES = {"users": "kronos.users.v1.UsersService", "logs": "kronos.logs.v1.LogsService"}
+# Services of other contracts that a domain of ours serves.
+ADOPTED = (OTLP_LOGS,)
+ERRORS = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, USERS_ERRORS, LOGS_ERRORS)
 
 _log = structlog.get_logger(__name__)
 
@@ -118,7 +134,10 @@ class Server:
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
+        self._logs_store = LogsStore(self._databases["logs"])
+        self._logs_origins = Origins(self._logs_store)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
+        self._background += logs_upkeep(self._logs_store)
         watch_background(self.registry, self._background, OUTCOMES)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -211,7 +230,7 @@ class Server:
         rings = {domain: KeyRing(domain, self._masters, DataKeys(db)) for domain, db in self._databases.items()}
         registrar = Registrar()
         self._register_domains(registrar, rings)
-        reflection = ReflectionServicer([*SERVICES.values(), "grpc.health.v1.Health"])
+        reflection = ReflectionServicer([*SERVICES.values(), *ADOPTED, "grpc.health.v1.Health"])
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
         self._paths = frozenset(method.path for method in registrar.handlers)
@@ -227,7 +246,10 @@ class Server:
                 "encryption": Encryption(rings, Marks(), settings.request_id_window),
             }
         )
-        transport = Transport(settings.max_message_bytes, settings.max_concurrent_calls, self._slot is not None)
+        largest = registrar.largest_request(settings.max_message_bytes)
+        transport = Transport(
+            settings.max_message_bytes, settings.max_concurrent_calls, self._slot is not None, largest
+        )
         server = transport.new_server(self._workers.as_executor())
         register(server, {method: chain.compose(method, handler) for method, handler in registrar.handlers.items()})
         try:
@@ -243,21 +265,35 @@ class Server:
         """Build the services; who needs something of another domain gets it here."""
         parts = self._parts(rings)
         users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
+        self._register_logs(parts["logs"], registrar)
 
     def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
         caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
         watch_cache(self.registry, caches)
+        # Feeds that read more than the log of changes.
+        followed = {"logs": (RecordLog(self._logs_store, self._logs_origins), TAIL_PACE)}
         return {
             domain: Parts(
                 database,
                 rings[domain],
                 caches[domain],
-                self._feeds.open(database, rings[domain].subkey("resume token")),
+                self._feeds.open(database, rings[domain].subkey("resume token"), *followed.get(domain, ())),
                 PageTokens(rings[domain].subkey("page token")),
                 self._redis,
             )
             for domain, database in self._databases.items()
         }
+
+    def _register_logs(self, parts: Parts, registrar: Any) -> None:
+        settings = self._settings
+        keys = Keys(_names(settings.logs_sealed_keys), _names(settings.logs_redacted_keys), settings.logs_subject_key)
+        intake = Intake(keys, Sealer(parts.ring), parts.ring.subkey("origin of logs"))
+        retention = RetentionCopy(self._logs_store, parts.cache)
+        service = LogsService(self._logs_store, intake, retention, self._logs_origins, parts.page_tokens, parts.feed)
+        logs_pb2_grpc.add_LogsServiceServicer_to_server(service, registrar)
+        logs_service_pb2_grpc.add_LogsServiceServicer_to_server(  # type: ignore[no-untyped-call]  # its package has no types
+            ExportService(self._logs_store, intake, retention), registrar
+        )
 
     def _users(self, parts: Parts) -> UsersService:
         passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
@@ -278,6 +314,11 @@ def _masters(settings: Settings) -> MasterKeys:
 
 def _redis(settings: Settings) -> RedisServer | None:
     return RedisServer(settings.redis_url.get_secret_value()) if settings.redis_url else None
+
+
+def _names(text: str) -> list[str]:
+    """Return the names of a setting that lists some."""
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 def _public(settings: Settings, paths: frozenset[str]) -> frozenset[str]:

@@ -15,6 +15,9 @@ from kronos_db.runtime.interceptors.method import Method
 
 Answer = TypeVar("Answer", bound=Message)
 
+# Seconds for which the answer of a call without `request_id` is kept: longer than all attempts take.
+_ATTEMPTS_WINDOW = 600.0
+
 
 class Call:
     """One call on its way through the chain.
@@ -66,6 +69,12 @@ class Call:
             raise TypeError("handlers run in the chain alone")
         return context
 
+    def identify(self, request_id: UUID, fingerprint: bytes, window: float) -> None:
+        """Say which call this is, for a method whose request has no `request_id`: a repeat is known by its content."""
+        self.write_id = request_id
+        self.fingerprint = fingerprint
+        self.request_id_window = window
+
     def mutation(self, answer: type[Answer], reply: Callable[[Result], Answer]) -> Mutation[Result, Answer]:
         """Return what the database needs to answer this mutating call once; `reply` makes the answer of a result."""
         return Mutation(
@@ -76,7 +85,8 @@ class Call:
             reply=reply,
             encode=_encode,
             decode=answer.FromString,
-            window=self.request_id_window,
+            # Without an id from the caller nobody can repeat it but the attempts made here.
+            window=self.request_id_window if self.write_id else min(self.request_id_window, _ATTEMPTS_WINDOW),
             validate_only=self.validate_only,
         )
 
