@@ -49,6 +49,7 @@ from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
 from kronos_db.runtime.interceptors.chain import Chain, Registrar, register
+from kronos_db.runtime.interceptors.conversation import Conversations
 from kronos_db.runtime.interceptors.encryption import Encryption
 from kronos_db.runtime.interceptors.errors import Errors
 from kronos_db.runtime.interceptors.metrics import Metrics
@@ -123,9 +124,10 @@ class Server:
         self._workers = Workers(
             settings.worker_threads, settings.compute_threads, _MOST_STREAMS, on_compute=self._core.release
         )
-        self._metrics = RpcMetrics(self.registry)
+        self._metrics = RpcMetrics(self.registry, shared / f"calls-{slot}.tally" if shared else None)
         self._overload = Overload(_limits(settings), self._workers.expected_wait, self._metrics.refused)
         self._feeds = Feeds(listening_dsns(settings, SERVED), settings.caller_streams)
+        self._conversations = Conversations(self._workers.post, self._feeds.pusher, self._feeds.streams)
         for domain, database in self._databases.items():
             self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
@@ -193,8 +195,9 @@ class Server:
             if self._serving.is_set():
                 time.sleep(self._settings.drain_pause)
             ended = self._grpc.stop(self._settings.drain_timeout)
-            # Streams of changes have no end of their own; their callers go on elsewhere.
+            # These streams have no end of their own; their callers go on elsewhere.
             self._feeds.close()
+            self._conversations.close()
             ended.wait()
         # Without waiting: a handler that outlasted the drain must not hold up the rest.
         self._workers.shutdown(wait=False)
@@ -244,7 +247,8 @@ class Server:
                 "overload": self._overload,
                 "validation": Validation(settings.max_message_bytes),
                 "encryption": Encryption(rings, Marks(), settings.request_id_window),
-            }
+            },
+            self._conversations,
         )
         largest = registrar.largest_request(settings.max_message_bytes)
         transport = Transport(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -23,6 +23,7 @@ from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.feed.feed import Feed
 from kronos_db.runtime.interceptors.call import Call
+from kronos_db.runtime.interceptors.conversation import Conversation, Replies, converses
 from kronos_db.runtime.interceptors.outlet import CallOutlet, pushes
 from kronos_db.runtime.interceptors.terms import on_terms
 from kronos_db.runtime.paging import PageTokens, page_size
@@ -94,11 +95,11 @@ class LogsService(LogsServiceServicer):
         )
         return self._stored(request, mutation)
 
-    def IngestLogs(
-        self, request_iterator: Iterator[pb.IngestLogsRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.IngestLogsResponse]:
-        """Store one batch after the other."""
-        raise NotImplementedError
+    @on_terms(checks_text=True)
+    @converses
+    def IngestLogs(self, replies: Replies) -> Conversation:
+        """Store one batch after the other, and acknowledge each."""
+        return _Ingestion(self, replies)
 
     def QueryLogs(self, request: pb.QueryLogsRequest, context: grpc.ServicerContext) -> pb.QueryLogsResponse:
         """Return one page."""
@@ -179,6 +180,14 @@ class LogsService(LogsServiceServicer):
         )
         return self._store.erase(request.subject, mutation)
 
+    def ingest(self, request: pb.IngestLogsRequest, call: Call) -> pb.IngestLogsResponse:
+        """Store one batch of a stream."""
+        response = pb.IngestLogsResponse(request_id=request.request_id)
+        mutation: Mutation[model.Batch, pb.IngestLogsResponse] = call.mutation(
+            pb.IngestLogsResponse, lambda batch: _filled(response, batch)
+        )
+        return self._stored(request, mutation)
+
     def _stored(self, request: Any, mutation: Mutation[model.Batch, Answer]) -> Answer:
         """Take the records of a request in and return the reply."""
         taking = self._intake.begin(self._retention.now())
@@ -226,6 +235,25 @@ class LogsService(LogsServiceServicer):
             raise BadRequestError.of("attribute_key", refused.description) from None
         if special is not None and special.treatments & {"sealed", "redacted"}:
             raise BadRequestError.of("attribute_key", "is sealed or redacted")
+
+
+class _Ingestion:
+    """One stream of batches: see `runtime/interceptors/conversation.py`."""
+
+    def __init__(self, service: LogsService, replies: Replies) -> None:
+        self._service = service
+        self._replies = replies
+
+    def receive(self, message: pb.IngestLogsRequest) -> None:
+        """Store a batch; the next one is not read before."""
+        self._replies.send(self._service.ingest(message, self._replies.call))
+
+    def finish(self) -> None:
+        """End the stream: every batch is acknowledged."""
+        self._replies.complete()
+
+    def closed(self) -> None:
+        """Nothing is held."""
 
 
 def _origin(taking: Taking, origin: pb.Origin) -> Any:

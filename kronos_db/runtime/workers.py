@@ -100,6 +100,10 @@ class Workers:
         self._reception.receive((function, arguments, completion))
         return completion
 
+    def post(self, name: Lane, work: Callable[[], None]) -> None:
+        """Have a thread of a lane do `work`, behind the calls that are queued; the lane was called before."""
+        self._put(name, (work, (), Completion()))
+
     def shutdown(self, wait: bool = True) -> None:
         """Let the threads end when their queues are empty."""
         for lane in self._opened():

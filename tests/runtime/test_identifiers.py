@@ -42,6 +42,23 @@ def test_uuid7_rises_whatever_the_clock_does(readings: list[int]) -> None:
     assert all(value.version == 7 and value.variant == RFC_4122 for value in made)
 
 
+def test_uuid7_as_text_is_the_next_one() -> None:
+    source = Uuid7Source(clock=lambda: 5_000_000)
+    before, text, after = source(), source.text(), source()
+    assert str(UUID(text)) == text
+    assert before < UUID(text) < after
+    assert UUID(text).version == 7
+
+
+def test_uuid7_of_a_forked_process_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([bytes([number]) * 2560 for number in (1, 2)])
+    monkeypatch.setattr("os.urandom", lambda _size: next(drawn))
+    source = Uuid7Source(clock=lambda: 5_000_000)
+    assert source.text().endswith("01010101")
+    source.forget()
+    assert source.text().endswith("02020202")
+
+
 def test_uuid7_goes_on_when_the_counter_runs_out() -> None:
     source = Uuid7Source(clock=lambda: 5_000_000)
     first = source()

@@ -296,7 +296,7 @@ def _redacting_steps(marks: _MessageMarks) -> list[_Step[None]]:
 def _record_id_step(name: str) -> _Step[Sealer]:
     def assign(message: Any, _: Sealer) -> None:
         value = getattr(message, name)
-        record_id = canonical_uuid(value) if value else str(uuid7())
+        record_id = canonical_uuid(value) if value else uuid7.text()
         if record_id is None:
             raise BadRequestError.of(name, "must be a UUID")
         if record_id != value:

@@ -27,13 +27,13 @@ from kronos_db.runtime.feed.subscription import (
     Delivery,
     MakeMessage,
     Outlet,
-    Pusher,
     Subscription,
     Terms,
     Wanted,
     deliveries_of,
 )
 from kronos_db.runtime.feed.tokens import ResumeTokens
+from kronos_db.runtime.pusher import Pusher
 
 _log = structlog.get_logger(__name__)
 

@@ -10,8 +10,8 @@ from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.listening import Listener, Notifier
 from kronos_db.runtime.feed.feed import Feed, Log, Pace
 from kronos_db.runtime.feed.limits import CallerStreams
-from kronos_db.runtime.feed.subscription import Pusher
 from kronos_db.runtime.feed.tokens import ResumeTokens
+from kronos_db.runtime.pusher import Pusher
 
 
 class Feeds:
@@ -26,7 +26,7 @@ class Feeds:
         self.notifier = Notifier()
         self._dsns = listening_dsns
         self._pace = pace
-        self._pusher = Pusher()
+        self.pusher = Pusher()
         self._feeds: dict[str, Feed] = {}
         # What to wake, by the DSN to listen at and the channel.
         self._wakers: dict[str, dict[str, Callable[[], None]]] = {}
@@ -38,7 +38,7 @@ class Feeds:
         `log` reads the changes in place of the database, at a `pace` of its own.
         """
         tokens = ResumeTokens(key, database.domain)
-        feed = Feed(log or database, tokens, self._pusher, self.streams, pace or self._pace)
+        feed = Feed(log or database, tokens, self.pusher, self.streams, pace or self._pace)
         self._feeds[database.domain] = feed
         self.listen(database.domain, channel_of(database.domain), feed.wake)
         database.on_changed = partial(self.notifier.changed, database)
@@ -54,7 +54,7 @@ class Feeds:
         for listener in self._listeners:
             listener.start()
         self.notifier.start()
-        self._pusher.start()
+        self.pusher.start()
 
     def close(self) -> None:
         """End all streams with SHUTTING_DOWN, and refuse new ones the same way."""
@@ -66,7 +66,7 @@ class Feeds:
         for listener in self._listeners:
             listener.stop()
         self.notifier.stop()
-        self._pusher.stop()
+        self.pusher.stop()
 
     def watched(self) -> dict[str, int]:
         """Return how many streams watch each domain."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any, Protocol, TypeAlias
 
 from kronos_db.runtime.database.changes import Noted, Page, Position
@@ -19,8 +17,6 @@ MakeMessage: TypeAlias = Callable[[Noted | None, str], Any]
 
 # The position of a stream that is to begin with what comes.
 NOW = Position("")
-# Seconds that the pusher's thread gets to end.
-_PATIENCE = 5.0
 
 
 class Outlet(Protocol):
@@ -201,33 +197,3 @@ class Subscription:
     def _note_taken(self) -> None:
         self._taken += 1
         self._wake(self)
-
-
-class Pusher:
-    """The thread that sends what is offered, one message of one stream after the other: it never waits for a caller."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[Subscription | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="push", daemon=True)
-
-    def start(self) -> None:
-        """Send from now on."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Send no more."""
-        self._queue.put(None)
-        if self._thread.ident is not None:
-            self._thread.join(_PATIENCE)
-
-    def wake(self, subscription: Subscription) -> None:
-        """Look at a stream soon; returns at once, whatever locks the caller holds."""
-        self._queue.put(subscription)
-
-    def _run(self) -> None:
-        while (subscription := self._queue.get()) is not None:
-            try:
-                subscription.push()
-            except Exception as error:  # noqa: BLE001  # see below
-                # Nobody else is to suffer: the errors interceptor answers and logs it.
-                subscription.end(error)

@@ -28,7 +28,7 @@ class AccessLog:
         def begin(call: Call) -> None:
             given = call.metadata.get(REQUEST_ID_HEADER, "")
             accepted = isinstance(given, str) and _ACCEPTED.fullmatch(given)
-            call.request_id = str(given) if accepted else str(uuid7())
+            call.request_id = str(given) if accepted else uuid7.text()
             call.context.set_trailing_metadata(((REQUEST_ID_HEADER, call.request_id),))
 
         return begin

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID, uuid4
 
 import grpc
@@ -14,6 +14,8 @@ from kronos_db.runtime.database.idempotency import Mutation, Result
 from kronos_db.runtime.interceptors.method import Method
 
 Answer = TypeVar("Answer", bound=Message)
+# What passes each message of a call on its way: returns it, or another in its place, and refuses by raising.
+Step: TypeAlias = "Callable[[Any, Call], Any]"
 
 # Seconds for which the answer of a call without `request_id` is kept: longer than all attempts take.
 _ATTEMPTS_WINDOW = 600.0

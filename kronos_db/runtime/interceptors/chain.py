@@ -10,7 +10,6 @@ whom they refuse is answered from there. All else happens on the thread that tak
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,15 +19,16 @@ import grpc
 from google.protobuf import descriptor_pool
 from grpc import _server as grpc_server
 
-from kronos_db.runtime.interceptors.call import Call
+from kronos_db.runtime.interceptors.call import Call, Step
+from kronos_db.runtime.interceptors.conversation import Conversations
 from kronos_db.runtime.interceptors.method import Method
+from kronos_db.runtime.interceptors.pushed import run_pushed
 from kronos_db.runtime.interceptors.terms import terms_of
 
 Message: TypeAlias = Any
 Handler: TypeAlias = Callable[..., Any]
 Begin: TypeAlias = Callable[[Call], None]
 End: TypeAlias = Callable[[Call, BaseException | None], None]
-Step: TypeAlias = Callable[[Message, Call], Message]
 # What runs a call whose guards have begun: takes it and what gRPC hands to a behavior, without the context.
 Run: TypeAlias = Callable[..., Any]
 # gRPC's view of a call, made of what it hands to its thread pool; None should a later grpcio have it no more.
@@ -81,9 +81,10 @@ ORDER: Sequence[Place] = (
 
 @dataclass(frozen=True)
 class Chain:
-    """The interceptors by the names of ORDER."""
+    """The interceptors by the names of ORDER; `conversations` are needed where both sides of a stream speak."""
 
     interceptors: Mapping[str, Guard | Filter]
+    conversations: Conversations | None = None
 
     def __post_init__(self) -> None:
         """Refuse a chain with a missing or an unknown link."""
@@ -95,7 +96,7 @@ class Chain:
         method = replace(method, pushed=_pushes(handler))
         inner = _behavior(method, handler)
         if method.pushed:
-            run = _run_pushed(method, inner, self._filters())
+            run = self._answered_by_callback(method, inner)
         else:
             composed = _with_filters(method, inner, self._filters())
             run = (_run_stream if method.descriptor.server_streaming else _run_unary)(composed)
@@ -107,6 +108,15 @@ class Chain:
         }[method.kind]
         behavior = _Composed(method, self._guards(), run)
         return factory(behavior, request_deserializer=None, response_serializer=handler.response_serializer)
+
+    def _answered_by_callback(self, method: Method, handler: Handler) -> Run:
+        inward, outward = _steps(method, self._filters())
+        receive, emit = _joined(inward), _joined(outward)
+        if not method.descriptor.client_streaming:
+            return run_pushed(handler, receive, emit)
+        if self.conversations is None:
+            raise ValueError("a conversation needs the conversations of the process")
+        return self.conversations.run(handler, receive, emit)
 
     def _guards(self) -> list[Guard]:
         ordered = [self.interceptors[place.name] for place in ORDER]
@@ -189,7 +199,7 @@ def _behavior(method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> Handl
 
 
 def _pushes(handler: grpc.RpcMethodHandler[Any, Any]) -> bool:
-    return bool(getattr(handler.unary_stream, "experimental_non_blocking", False))
+    return bool(getattr(handler.unary_stream or handler.stream_stream, "experimental_non_blocking", False))
 
 
 class _Composed:
@@ -200,9 +210,9 @@ class _Composed:
         # Read by grpc._server.
         self.experimental_non_blocking = method.pushed
         self._method = method
-        self._guards = [
-            (guard.begin(method) or _nothing_before, guard.end(method) or _nothing_after) for guard in guards
-        ]
+        # Steps in the order in which they are taken; one of the two may be there alone.
+        self._guards = [(guard.begin(method), guard.end(method)) for guard in guards]
+        self._guards = [each for each in self._guards if each != (None, None)]
         self._run = run
         self.arrive = None if _CONTEXT is None else partial(self._arrive, _CONTEXT)
 
@@ -214,11 +224,15 @@ class _Composed:
         return self._entered(view(event, state, None))
 
     def _entered(self, context: grpc.ServicerContext) -> _Arrived:
-        arrived = _Arrived(Call(self._method, context), self._run)
+        call = Call(self._method, context)
+        arrived = _Arrived(call, self._run)
+        entered = arrived.entered
         try:
             for begin, end in self._guards:
-                begin(arrived.call)
-                arrived.entered.append(end)
+                if begin is not None:
+                    begin(call)
+                if end is not None:
+                    entered.append(end)
         except BaseException as error:  # noqa: BLE001  # raised again when gRPC runs the call
             arrived.refusal = arrived.end(error)
         return arrived
@@ -296,72 +310,6 @@ def _run_stream(handler: Handler) -> Run:
     return run
 
 
-def _run_pushed(method: Method, handler: Handler, filters: Sequence[Filter]) -> Run:
-    """Compose a handler that answers by callback: it returns at once, and its stream holds no thread while idle."""
-    inward, outward = _steps(method, filters)
-    receive, emit = _joined(inward), _joined(outward)
-
-    def run(arrived: _Arrived, request: Any, send: Callable[[Any], None]) -> None:
-        call, pushed = arrived.call, _Pushed(arrived, emit, send)
-        try:
-            handler(receive(request, call), call, pushed.send)
-        except BaseException as error:  # noqa: BLE001  # the errors interceptor decides
-            raise pushed.end(error) or error from None
-        if not call.context.add_callback(pushed.closed):
-            pushed.closed()
-
-    return run
-
-
-class _Pushed:
-    """One call whose handler answers by callback. Whoever ends it, its guards are told once."""
-
-    def __init__(self, arrived: _Arrived, emit: Step, send: Callable[[Any], None]) -> None:
-        self.call = arrived.call
-        self._arrived = arrived
-        self._emit = emit
-        self._send = send
-        self._lock = threading.Lock()
-        self._ended = False
-        self._completed = False
-
-    def send(self, message: Any) -> None:
-        """Pass one response on to the caller; None ends the stream, an exception ends it with its status."""
-        if message is None:
-            self._complete()
-            return
-        if isinstance(message, Exception):
-            self.end(message)
-            self._complete()
-            return
-        try:
-            emitted = self._emit(message, self.call)
-        except Exception as error:  # noqa: BLE001  # whoever calls serves other streams too
-            # The errors interceptor leaves the status in the context, and it goes out with the end of the stream.
-            self.end(error)
-            self._complete()
-            return
-        self._send(emitted)
-
-    def closed(self) -> None:
-        """Take note that gRPC is done with the call: its handler completed it, or else the caller left."""
-        self.end(None if self._completed else grpc.RpcError("the caller left"))
-
-    def end(self, error: BaseException | None) -> BaseException | None:
-        """Tell the guards, once, and return what they made of `error`."""
-        with self._lock:
-            ended, self._ended = self._ended, True
-        return error if ended else self._arrived.end(error)
-
-    def _complete(self) -> None:
-        # Handlers may say that they are done after the caller left, or twice; gRPC takes it once.
-        with self._lock:
-            if self._completed or not self.call.context.is_active():
-                return
-            self._completed = True
-        self._send(None)
-
-
 def _steps(method: Method, filters: Sequence[Filter]) -> tuple[list[Step], list[Step]]:
     """Return the steps of requests, outermost first, and those of responses, innermost first."""
     inward = [step for link in filters if (step := link.request(method)) is not None]
@@ -407,11 +355,3 @@ def _unary_out(inner: Handler, step: Step) -> Handler:
 
 def _stream_out(inner: Handler, step: Step) -> Handler:
     return lambda request, call: (step(response, call) for response in inner(request, call))
-
-
-def _nothing_before(call: Call) -> None:
-    """Let the call pass."""
-
-
-def _nothing_after(call: Call, error: BaseException | None) -> None:
-    """Let the outcome pass."""

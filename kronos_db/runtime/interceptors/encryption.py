@@ -10,8 +10,8 @@ from uuid import UUID
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.sealing import Sealer
-from kronos_db.runtime.interceptors.call import Call
-from kronos_db.runtime.interceptors.chain import Message, Step
+from kronos_db.runtime.interceptors.call import Call, Step
+from kronos_db.runtime.interceptors.chain import Message
 from kronos_db.runtime.interceptors.method import Method
 
 

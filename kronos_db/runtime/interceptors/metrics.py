@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from kronos_db.runtime.interceptors.call import Call
-from kronos_db.runtime.interceptors.chain import Begin, End, Message, Step
+from kronos_db.runtime.interceptors.call import Call, Step
+from kronos_db.runtime.interceptors.chain import Begin, End, Message
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.ops.metrics import MethodMetrics, RpcMetrics
 

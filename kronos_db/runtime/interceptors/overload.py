@@ -11,8 +11,8 @@ import grpc
 
 from kronos_db.runtime import deadline
 from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError
-from kronos_db.runtime.interceptors.call import Call
-from kronos_db.runtime.interceptors.chain import Begin, End, Message, Step
+from kronos_db.runtime.interceptors.call import Call, Step
+from kronos_db.runtime.interceptors.chain import Begin, End, Message
 from kronos_db.runtime.interceptors.method import Method, Room
 from kronos_db.runtime.interceptors.pace import Pace
 from kronos_db.runtime.reception import Lane

@@ -29,8 +29,12 @@ class Pace:
     def shortest(self, now: float) -> float:
         """Return the shortest time; 0 when too few calls are known."""
         self._turn(int(now))
-        known = [(count, shortest) for count, shortest in (self._current, self._previous) if count]
-        return min(shortest for _, shortest in known) if sum(count for count, _ in known) >= _ENOUGH else 0.0
+        (count, shortest), (count_before, shortest_before) = self._current, self._previous
+        if count + count_before < _ENOUGH:
+            return 0.0
+        if not count or (count_before and shortest_before < shortest):
+            return shortest_before
+        return shortest
 
     def _turn(self, second: int) -> None:
         if second == self._second:

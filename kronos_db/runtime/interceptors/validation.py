@@ -10,8 +10,8 @@ from google.protobuf.message import DecodeError
 from protovalidate import Validator
 
 from kronos_db.runtime.errors import Answer, BadRequestError, Code, FieldViolation, KronosError
-from kronos_db.runtime.interceptors.call import Call
-from kronos_db.runtime.interceptors.chain import Message, Step
+from kronos_db.runtime.interceptors.call import Call, Step
+from kronos_db.runtime.interceptors.chain import Message
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.interceptors.text import find_invalid_utf8, find_nul
 

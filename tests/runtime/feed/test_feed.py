@@ -20,8 +20,9 @@ from kronos_db.runtime.errors import (
 )
 from kronos_db.runtime.feed.feed import Feed, Pace
 from kronos_db.runtime.feed.limits import CallerStreams
-from kronos_db.runtime.feed.subscription import Pusher, Wanted
+from kronos_db.runtime.feed.subscription import Wanted
 from kronos_db.runtime.feed.tokens import ResumeTokens
+from kronos_db.runtime.pusher import Pusher
 from tests.parts.eventually import eventually
 from tests.runtime.feed.parts import MemoryLog, MemoryOutlet, message
 

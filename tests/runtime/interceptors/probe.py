@@ -21,10 +21,12 @@ from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, create_master_key_file
 from kronos_db.runtime.errors import RUNTIME_ERRORS, Answer, Code, ErrorTable, KronosError
+from kronos_db.runtime.feed.limits import CallerStreams
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication, hash_token, new_token
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.chain import Chain, register
+from kronos_db.runtime.interceptors.conversation import Conversations, converses
 from kronos_db.runtime.interceptors.encryption import Encryption
 from kronos_db.runtime.interceptors.errors import Errors
 from kronos_db.runtime.interceptors.method import Method
@@ -33,6 +35,7 @@ from kronos_db.runtime.interceptors.overload import Limits, Overload
 from kronos_db.runtime.interceptors.policy import Policy
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
 from kronos_db.runtime.ops.metrics import RpcMetrics
+from kronos_db.runtime.pusher import Pusher
 from kronos_db.runtime.workers import Workers
 from tests.parts.eventually import eventually
 from tests.runtime.crypto.conftest import MemoryRows
@@ -45,12 +48,19 @@ METHODS: Sequence[tuple[str, bool, bool, str]] = (
     ("ServerStream", False, True, "Probe"),
     ("BidiStream", True, True, "Probe"),
     ("Push", False, True, "Probe"),
+    ("Converse", True, True, "Probe"),
     ("Burn", False, False, "Probe"),
     ("Write", False, False, "WriteRequest"),
     ("OtherWrite", False, False, "WriteRequest"),
 )
 ALL_KINDS = ("Unary", "ClientStream", "ServerStream", "BidiStream", "Push")
-KIND_NAMES = {"Unary": "unary", "ClientStream": "client_stream", "BidiStream": "bidi_stream"}
+KIND_NAMES = {
+    "Unary": "unary",
+    "ClientStream": "client_stream",
+    "BidiStream": "bidi_stream",
+    "Converse": "bidi_stream",
+}
+CALLER_STREAMS = 50
 MAX_BYTES = 64 * 1024
 _WIDE = Limits(64, 64, 16, 64, 0.0)
 
@@ -153,6 +163,10 @@ class ProbeServer:
         self.workers = Workers(2, 1, limits.streams)
         self.overload = Overload(limits, self.workers.expected_wait, self.metrics.refused)
         self.authentication = Authentication(self._policy(), self.masters)
+        self.pusher = Pusher()
+        self.pusher.start()
+        self.streams = CallerStreams(CALLER_STREAMS)
+        self.conversations = Conversations(self.workers.post, self.pusher, self.streams)
         self.chain = Chain(
             {
                 "access_log": AccessLog(self._line),
@@ -162,7 +176,8 @@ class ProbeServer:
                 "overload": self.overload,
                 "validation": Validation(MAX_BYTES),
                 "encryption": Encryption({"probe": self.ring}, Marks(), 3600.0),
-            }
+            },
+            self.conversations,
         )
         self.server = grpc.server(
             self.workers.as_executor(), options=[("grpc.max_receive_message_length", 4 * MAX_BYTES)]
@@ -178,6 +193,7 @@ class ProbeServer:
         self.channel.close()
         self.server.stop(0).wait(10)
         self.workers.shutdown()
+        self.pusher.stop()
 
     def reset(self) -> None:
         """Forget what earlier tests did, once their calls are over: callers may know that before the log does."""
@@ -274,6 +290,8 @@ class ProbeServer:
 
             push.experimental_non_blocking = True  # type: ignore[attr-defined]
             behavior = push
+        if name == "Converse":
+            behavior = converses(lambda _probe, replies: self.on[name](replies)).__get__(self)
         make: Any = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (True, False): grpc.stream_unary_rpc_method_handler,
