@@ -242,13 +242,13 @@ DELETE FROM logs.retention WHERE service = %(service)s AND severity = %(severity
 -- name: erase_some
 -- Removes some records of a subject, takes them out of the counts, and adds them to what its erasure has removed. Touches
 -- one row when there were any, none else.
-WITH some AS (
+WITH chosen AS (
     SELECT batch, part, time, keep_days FROM logs.record WHERE subject = %(subject)s LIMIT %(limit)s
 ), gone AS (
     DELETE FROM logs.record AS record
-    USING some
-    WHERE record.batch = some.batch AND record.part = some.part AND record.time = some.time
-        AND record.keep_days = some.keep_days
+    USING chosen
+    WHERE record.batch = chosen.batch AND record.part = chosen.part AND record.time = chosen.time
+        AND record.keep_days = chosen.keep_days
     RETURNING record.time, record.service, record.severity, record.keep_days
 ), counted AS (
     INSERT INTO logs.count_delta (minute, service, severity, keep_days, count)

@@ -156,10 +156,10 @@ DECLARE
 BEGIN
     -- Not while a partition is dropped, whose counts would come back.
     PERFORM pg_advisory_xact_lock(hashtext('logs.partition'));
-    WITH some AS (
+    WITH chosen AS (
         SELECT ctid FROM logs.count_delta LIMIT most
     ), gone AS (
-        DELETE FROM logs.count_delta USING some WHERE count_delta.ctid = some.ctid RETURNING count_delta.*
+        DELETE FROM logs.count_delta USING chosen WHERE count_delta.ctid = chosen.ctid RETURNING count_delta.*
     ), added AS (
         INSERT INTO logs.minute_count AS known
         SELECT minute, service, severity, keep_days, sum(count) FROM gone GROUP BY minute, service, severity, keep_days
