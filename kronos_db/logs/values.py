@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -60,21 +60,12 @@ class Spelling:
         value = self._sealer.seal_text(text, _FIELD, self._name, index_of(name))
         return f'{{"$sealed":"{value}","$index":"{value.rpartition(".")[2]}"}}'
 
-    def value(self, value: Any, depth: int) -> str:  # noqa: PLR0911  # one for each kind of value
+    def value(self, value: Any, depth: int) -> str:
         """Return a value as JSON text. Raises RefusedError when it is nested too deep."""
         kind = value.WhichOneof("value")
-        if kind == "string_value":
-            return encode_basestring(value.string_value)
-        if kind == "int_value":
-            return str(value.int_value)
-        if kind == "bool_value":
-            return "true" if value.bool_value else "false"
-        if kind == "double_value":
-            return _double(value.double_value)
-        if kind == "bytes_value":
-            return f'{{"$bytes":"{base64.b64encode(value.bytes_value).decode()}"}}'
-        if kind is None:
-            return "null"
+        spell = SCALARS.get(kind)
+        if spell is not None:
+            return spell(value)
         if depth >= DEEPEST:
             raise RefusedError("NESTED_TOO_DEEP", "", f"must not be deeper than {DEEPEST}")
         if kind == "array_value":
@@ -93,6 +84,17 @@ def _double(number: float) -> str:
         name = "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
         return f'{{"$double":"{name}"}}'
     return f"{number:.1f}" if abs(number) >= _PLAIN_DOUBLES else repr(number)
+
+
+# How values that hold no others are spelled, by their kind.
+SCALARS: Mapping[str | None, Callable[[Any], str]] = {
+    "string_value": lambda value: encode_basestring(value.string_value),
+    "int_value": lambda value: str(value.int_value),
+    "bool_value": lambda value: "true" if value.bool_value else "false",
+    "double_value": lambda value: _double(value.double_value),
+    "bytes_value": lambda value: f'{{"$bytes":"{base64.b64encode(value.bytes_value).decode()}"}}',
+    None: lambda _value: "null",
+}
 
 
 class Reading:
