@@ -25,21 +25,20 @@ def persistently(call: Callable[[], pb.WriteLogsResponse]) -> pb.WriteLogsRespon
                 raise
 
 
-def write_logs(stubs: Callable[[], LogsServiceStub], service: str, batches: int, seed: int) -> list[list[Write]]:
-    """Write batches of some sizes; return the writes of each batch: the record is its writer, the version its place."""
+def write_logs(stub: LogsServiceStub, service: str, count: int, seed: int) -> list[Write]:
+    """Write so many records in batches of some sizes: the record of a write is its writer, the version its place."""
     chance = random.Random(seed)
-    written, next_number = [], 1
-    for _ in range(batches):
-        size = chance.choice([1, 1, 1, 5, 30, 300, 1200])
-        numbers = range(next_number, next_number + size)
-        next_number += size
+    written: list[Write] = []
+    while len(written) < count:
+        size = min(chance.choice([1, 1, 1, 5, 30, 300, 1200]), count - len(written))
+        numbers = range(len(written) + 1, len(written) + size + 1)
         records = [record(f"{seed} {number}") for number in numbers]
         request = write_request(service, records, request_id=str(uuid4()))
         answer, began, ended = timed(
-            lambda: persistently(lambda: stubs().WriteLogs(request, timeout=LIMIT, wait_for_ready=True))  # noqa: B023
+            lambda: persistently(lambda: stub.WriteLogs(request, timeout=LIMIT))  # noqa: B023  # called here and now
         )
         assert answer.stored == size
-        written.append([Write(seed, number, began, ended) for number in numbers])
+        written += [Write(seed, number, began, ended) for number in numbers]
     return written
 
 
@@ -56,7 +55,7 @@ class Tail:
 
     def begin(self) -> None:
         """Learn from where on to follow."""
-        stream = self._stubs().TailLogs(pb.TailLogsRequest(filter=self._filter), timeout=LIMIT, wait_for_ready=True)
+        stream = self._stubs().TailLogs(pb.TailLogsRequest(filter=self._filter), timeout=LIMIT)
         self.token = next(stream).resume_token
         stream.cancel()
 
@@ -64,7 +63,7 @@ class Tail:
         """Follow until `count` records were told; leave each stream after `patience()` messages."""
         while len(self.told) < count:
             request = pb.TailLogsRequest(resume_token=self.token, filter=self._filter)
-            stream = self._stubs().TailLogs(request, timeout=LIMIT, wait_for_ready=True)
+            stream = self._stubs().TailLogs(request, timeout=LIMIT)
             left = patience()
             try:
                 for message in stream:

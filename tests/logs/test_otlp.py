@@ -1,4 +1,4 @@
-"""OTLP/gRPC as its specification has it: what is exported is stored, and answered so that exporters do the right thing."""
+"""OTLP/gRPC as its specification has it: what is exported is stored, and answered so that exporters do right."""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ def test_sealed_ones_are_found_by_their_value(guarded: Serving) -> None:
     condition.key = "owner.email"
     assert everything(stub, "s", attributes=[condition]) == []
     request = pb.AggregateLogsRequest(grouping=pb.LOG_GROUPING_ATTRIBUTE, attribute_key="user.email")
-    request.time_until.seconds = 60
+    request.time_from.seconds, request.time_until.seconds = 0, 60
+    request.time_from.SetInParent()
     assert list(refused(lambda: stub.AggregateLogs(request, timeout=10)).fields) == ["attribute_key"]
 
 
