@@ -79,35 +79,36 @@ FROM (
 ) AS page WHERE before < %(most_bytes)s
 
 -- name: newest_by_time
--- A page by time alone.
+-- A page by time alone. All pages have plan: custom, since filters and partitions that play no part are then left out.
 {within} FROM (SELECT * FROM logs.record WHERE {filters} {newest}) AS records {room};
 
 -- name: oldest_by_time
--- The same, oldest first.
+-- The same, oldest first. plan: custom.
 {within} FROM (SELECT * FROM logs.record WHERE {filters} {oldest}) AS records {room};
 
 -- name: newest_by_service
--- A page of one service.
+-- A page of one service. plan: custom.
 {within} FROM (SELECT * FROM logs.record WHERE service = %(service)s AND {filters} {newest}) AS records {room};
 
 -- name: oldest_by_service
--- The same, oldest first.
+-- The same, oldest first. plan: custom.
 {within} FROM (SELECT * FROM logs.record WHERE service = %(service)s AND {filters} {oldest}) AS records {room};
 
 -- name: newest_failures
 -- A page of what one service has logged as errors: they are rare, and have an index of their own.
+-- plan: custom.
 {within} FROM (
     SELECT * FROM logs.record WHERE severity >= 17 AND service = %(service)s AND {filters} {newest}
 ) AS records {room};
 
 -- name: oldest_failures
--- The same, oldest first.
+-- The same, oldest first. plan: custom.
 {within} FROM (
     SELECT * FROM logs.record WHERE severity >= 17 AND service = %(service)s AND {filters} {oldest}
 ) AS records {room};
 
 -- name: newest_by_trace
--- A page of one trace. Sorted apart, so that no index by time is walked for it.
+-- A page of one trace. plan: custom. Sorted apart, so that no index by time is walked for it.
 {within} FROM (
     SELECT * FROM (
         SELECT * FROM logs.record WHERE trace_id = %(trace_id)s::uuid AND {filters} OFFSET 0
@@ -115,7 +116,7 @@ FROM (
 ) AS records {room};
 
 -- name: oldest_by_trace
--- The same, oldest first.
+-- The same, oldest first. plan: custom.
 {within} FROM (
     SELECT * FROM (
         SELECT * FROM logs.record WHERE trace_id = %(trace_id)s::uuid AND {filters} OFFSET 0

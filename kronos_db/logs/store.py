@@ -99,7 +99,7 @@ class LogsStore:
             "limit": listing.limit + 1,
             "most_bytes": _PAGE_BYTES,
         }
-        rows = self.database.fetch_all(self._queries[_query_of(wanted, listing.direction)], params, lambda *row: row)
+        rows = self.database.fetch_all(self._queries[query_of(wanted, listing.direction)], params, lambda *row: row)
         found = rows[0][-1] if rows else 0
         records = [Record(*row[:-1]) for row in rows[: listing.limit]]
         return Page(records, found > len(records))
@@ -276,7 +276,7 @@ class LogsStore:
         tx.fetch_one(self._queries["make_partitions"], params, int)
 
 
-def _query_of(wanted: Filter, direction: str) -> str:
+def query_of(wanted: Filter, direction: str) -> str:
     """Return the query whose index leads to what is wanted."""
     if wanted.trace_id:
         return f"{direction}_by_trace"
