@@ -40,10 +40,9 @@ DELETE FROM logs.origin WHERE seen_time < now() - make_interval(days => %(days)s
 batch::text, part, time, own_time, observed_time, severity, severity_text, structured, body, attributes::text,
     replace(trace_id::text, '-', ''), encode(span_id, 'hex'), flags, event_name, dropped, service, origin::text
 
--- fragment: filters
--- What a Filter asks for; null filters nothing.
+-- fragment: filters_of_service
+-- What a Filter asks for beside the service; null filters nothing.
 time >= %(time_from)s::bigint AND time < %(time_until)s::bigint
-    AND (%(service)s::text IS NULL OR service = %(service)s)
     AND (%(minimum_severity)s::smallint IS NULL OR severity >= %(minimum_severity)s)
     AND (%(maximum_severity)s::smallint IS NULL OR severity <= %(maximum_severity)s)
     AND (%(trace_id)s::uuid IS NULL OR trace_id = %(trace_id)s::uuid)
@@ -53,6 +52,10 @@ time >= %(time_from)s::bigint AND time < %(time_until)s::bigint
     AND (%(present)s::text[] IS NULL OR attributes ?& %(present)s)
     AND (%(absent)s::text[] IS NULL OR NOT attributes ?| %(absent)s)
     AND (%(body)s::text IS NULL OR strpos(body, %(body)s) > 0)
+
+-- fragment: filters
+-- All that a Filter asks for.
+{filters_of_service} AND (%(service)s::text IS NULL OR service = %(service)s)
 
 -- fragment: newest
 -- The end of a page that goes back in time, behind the last record seen.
@@ -64,6 +67,23 @@ LIMIT %(limit)s
 -- The end of a page that goes on in time.
 AND (time, batch, part) > (%(after_time)s::bigint, %(after_batch)s::uuid, %(after_part)s::integer)
 ORDER BY time, batch, part
+LIMIT %(limit)s
+
+-- fragment: of_service
+-- The records of one service in a range of time. `time + 0` is what the index by service has: were it `time`, PostgreSQL
+-- would often take the index by time alone, and walk past all that other services wrote since this one was last heard of.
+service = %(service)s AND time + 0 >= %(time_from)s::bigint AND time + 0 < %(time_until)s::bigint
+
+-- fragment: newest_of_service
+-- As `newest`, in the order of that index.
+AND (time, batch, part) < (%(after_time)s::bigint, %(after_batch)s::uuid, %(after_part)s::integer)
+ORDER BY time + 0 DESC, batch DESC, part DESC
+LIMIT %(limit)s
+
+-- fragment: oldest_of_service
+-- As `oldest`, in the order of that index.
+AND (time, batch, part) > (%(after_time)s::bigint, %(after_batch)s::uuid, %(after_part)s::integer)
+ORDER BY time + 0, batch, part
 LIMIT %(limit)s
 
 -- fragment: within
@@ -88,23 +108,23 @@ FROM (
 
 -- name: newest_by_service
 -- A page of one service. plan: custom.
-{within} FROM (SELECT * FROM logs.record WHERE service = %(service)s AND {filters} {newest}) AS records {room};
+{within} FROM (SELECT * FROM logs.record WHERE {of_service} AND {filters_of_service} {newest_of_service}) AS records {room};
 
 -- name: oldest_by_service
 -- The same, oldest first. plan: custom.
-{within} FROM (SELECT * FROM logs.record WHERE service = %(service)s AND {filters} {oldest}) AS records {room};
+{within} FROM (SELECT * FROM logs.record WHERE {of_service} AND {filters_of_service} {oldest_of_service}) AS records {room};
 
 -- name: newest_failures
 -- A page of what one service has logged as errors: they are rare, and have an index of their own.
 -- plan: custom.
 {within} FROM (
-    SELECT * FROM logs.record WHERE severity >= 17 AND service = %(service)s AND {filters} {newest}
+    SELECT * FROM logs.record WHERE severity >= 17 AND {of_service} AND {filters_of_service} {newest_of_service}
 ) AS records {room};
 
 -- name: oldest_failures
 -- The same, oldest first. plan: custom.
 {within} FROM (
-    SELECT * FROM logs.record WHERE severity >= 17 AND service = %(service)s AND {filters} {oldest}
+    SELECT * FROM logs.record WHERE severity >= 17 AND {of_service} AND {filters_of_service} {oldest_of_service}
 ) AS records {room};
 
 -- name: newest_by_trace

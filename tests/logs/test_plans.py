@@ -104,9 +104,9 @@ def read_whole(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("wanted", "index", "most"),
     [
-        (Filter(service="rare"), "service_time_idx", 700),
-        (Filter(service="rare", minimum_severity=9), "service_time_idx", 700),
-        (Filter(service="service0", minimum_severity=17), "service_time_idx1", 700),
+        (Filter(service="rare"), "service_expr_idx", 700),
+        (Filter(service="rare", minimum_severity=9), "service_expr_idx", 700),
+        (Filter(service="service0", minimum_severity=17), "service_expr_idx1", 700),
         (Filter(), "time_idx", 700),
         (Filter(trace_id="c4ca4238a0b923820dcc509a6f75849b"), "trace_id_idx", 400),
         (Filter(attributes='{"n": 77}'), "attributes_idx", 700),
