@@ -24,7 +24,7 @@ from kronos_db.config import Settings, SettingsError
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.interceptors.authentication import hash_token, new_token
 from kronos_db.runtime.interceptors.policy import PolicyError
-from kronos_db.server import ERRORS, SERVICES, Server, StartError
+from kronos_db.server import ADOPTED, ERRORS, SERVICES, Server, StartError
 from tests.parts.eventually import eventually
 from tests.parts.refusal import refused
 from tests.parts.serving import Serving, make_secrets
@@ -83,7 +83,7 @@ def test_what_is_open_to_anybody(make: Callable[..., Serving], setting: str, hea
     assert refused(lambda: stub(users, timeout=10)).reason == "CREDENTIAL_INVALID"
     operator = serving.channel_of("operator")
     assert _health(operator, _SERVICE) == "SERVING"
-    assert _reflect(operator) == {*SERVICES.values(), "grpc.health.v1.Health"}
+    assert _reflect(operator) == {*SERVICES.values(), *ADOPTED, "grpc.health.v1.Health"}
     if not health:
         assert refused(lambda: _health(serving.channel_of("reader"))).reason == "METHOD_NOT_ALLOWED"
 

@@ -17,7 +17,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 _IMAGE = Path(__file__).parent.parent.parent / "generated" / "kronos.binpb"
-_READS = ("Get", "BatchGet", "List", "Verify", "Check", "Search", "Count", "Watch", "Tail")
+_READS = ("Get", "BatchGet", "List", "Verify", "Check", "Search", "Count", "Watch", "Tail", "Query", "Aggregate")
 _SERVICE, _METHOD, _MESSAGE, _ENUM, _FIELD = 6, 2, 4, 5, 2
 
 FILES = [file for file in FileDescriptorSet.FromString(_IMAGE.read_bytes()).file if file.package.startswith("kronos.")]

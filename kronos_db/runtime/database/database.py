@@ -308,9 +308,8 @@ class Database:
             results = work(transaction)
             replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
             tags = _tags(transaction.changes)
-            for mutation, reply in zip(mutations, replies, strict=True):
-                # More than its own: which of the changes are of which call is not known here, and costs copies alone.
-                self._idempotency.keep(connection, mutation, reply, tags)
+            # More than its own: which of the changes are of which call is not known here, and costs copies alone.
+            self._idempotency.keep_together(connection, mutations, replies, tags)
             self._append(connection, transaction.changes)
             commit = connection.execute("COMMIT", binary=True)
             after = self._look_after_commit(connection, tags)

@@ -63,8 +63,7 @@ class Idempotency:
         self, connection: Connection, mutation: Mutation[Result, Reply], reply: Reply, tags: Sequence[str]
     ) -> None:
         """Queue the row that holds `reply`; the transaction fails on PRIMARY_KEY when the call was answered before."""
-        if random.randrange(_PURGE_ODDS) == 0:
-            connection.execute(self._queries["purge"].text, binary=True)
+        self._purge_now_and_then(connection, 1)
         params = {
             "caller": mutation.caller,
             "request_id": mutation.request_id,
@@ -74,6 +73,25 @@ class Idempotency:
             "window": mutation.window,
         }
         connection.execute(self._queries["keep"].text, params, binary=True)
+
+    def keep_together(
+        self,
+        connection: Connection,
+        mutations: Sequence[Mutation[Result, Reply]],
+        replies: Sequence[Reply],
+        tags: Sequence[str],
+    ) -> None:
+        """Queue the rows of several calls as one statement; see `keep`."""
+        self._purge_now_and_then(connection, len(mutations))
+        params = {
+            "callers": [mutation.caller for mutation in mutations],
+            "request_ids": [str(mutation.request_id) for mutation in mutations],
+            "fingerprints": [mutation.fingerprint for mutation in mutations],
+            "replies": [mutation.encode(reply) for mutation, reply in zip(mutations, replies, strict=True)],
+            "windows": [mutation.window for mutation in mutations],
+            "tags": tags,
+        }
+        connection.execute(self._queries["keep_together"].text, params, binary=True)
 
     def recall(self, connection: Connection, mutation: Mutation[Result, Reply]) -> Earlier[Reply] | None:
         """Return the stored answer of this call, or None when it was never answered.
@@ -90,3 +108,7 @@ class Idempotency:
                 violations=[FieldViolation("request_id", "was used before with another request")]
             )
         return Earlier(mutation.decode(reply), tags)
+
+    def _purge_now_and_then(self, connection: Connection, kept: int) -> None:
+        if random.randrange(_PURGE_ODDS) < kept:
+            connection.execute(self._queries["purge"].text, binary=True)

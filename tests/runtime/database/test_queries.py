@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -47,8 +48,8 @@ def test_no_query_of_any_domain_is_left_out() -> None:
 
 @pytest.fixture(scope="module")
 def databases(served: Settings) -> Iterator[dict[str, Database]]:
-    with opened(served, SERVED[0]) as first:
-        yield {SERVED[0]: first}
+    with ExitStack() as stack:
+        yield {domain: stack.enter_context(opened(served, domain)) for domain in SERVED}
 
 
 @pytest.mark.parametrize(("domain", "query"), list(every_query()), ids=lambda value: getattr(value, "name", value))
@@ -67,6 +68,12 @@ def test_every_query_prepares_as_the_role_of_its_domain(
         (user,) = connection.execute("SELECT session_user::text").fetchone() or ("",)
         assert user == f"kronos_{domain}"
         connection.execute("BEGIN")
+        if " COPY " in query.text:
+            # No plan, but rights: nothing is copied.
+            with connection.cursor().copy(query.text):
+                pass
+            connection.execute("ROLLBACK")
+            return
         try:
             connection.execute(f"PREPARE checked AS {text}", prepare=False)
             nulls = ", ".join(["NULL"] * len(numbered))
