@@ -24,6 +24,7 @@ from kronos_db.config import Settings, SettingsError
 from kronos_db.logs.intake import Intake
 from kronos_db.logs.keys import Keys
 from kronos_db.logs.messages import Origins
+from kronos_db.logs.metrics import watch_records
 from kronos_db.logs.model import ERRORS as LOGS_ERRORS
 from kronos_db.logs.otlp import SERVICE as OTLP_LOGS
 from kronos_db.logs.otlp import ExportService
@@ -292,6 +293,7 @@ class Server:
         settings = self._settings
         keys = Keys(_names(settings.logs_sealed_keys), _names(settings.logs_redacted_keys), settings.logs_subject_key)
         intake = Intake(keys, Sealer(parts.ring), parts.ring.subkey("origin of logs"))
+        watch_records(self.registry, intake)
         retention = RetentionCopy(self._logs_store, parts.cache)
         service = LogsService(self._logs_store, intake, retention, self._logs_origins, parts.page_tokens, parts.feed)
         logs_pb2_grpc.add_LogsServiceServicer_to_server(service, registrar)

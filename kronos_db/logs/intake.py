@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import re
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -73,6 +74,10 @@ class Intake:
         self.sealer = sealer
         self._key = key
         self._origins: OrderedDict[bytes, Known] = OrderedDict()
+        self._lock = threading.Lock()
+        # Records of batches that were answered.
+        self.stored = 0
+        self.refused = 0
         # Columns of texts of which there are few.
         self.texts: dict[str, str] = {"": _NULL}
 
@@ -82,6 +87,9 @@ class Intake:
 
     def noted(self, batch: Batch) -> None:
         """Take note that a batch was committed, and the origins that it brought with it."""
+        with self._lock:
+            self.stored += len(batch.rows)
+            self.refused += len(batch.refusals)
         until = time.monotonic() + _NOTED_FOR
         for origin in batch.origins.values():
             self._origins[UUID(origin.id).bytes] = Known(origin.id, origin.service, until)

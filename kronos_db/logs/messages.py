@@ -32,8 +32,9 @@ class Origins:
     def of(self, records: Iterable[Record]) -> Mapping[str, Origin]:
         """Return the origins of `records`, by id."""
         ids = {record.origin for record in records}
-        known = {origin: self._known[origin] for origin in ids if origin in self._known}
-        missing = [origin for origin in ids if origin not in known]
+        # Looked up once each: another thread may let one go meanwhile.
+        known = {name: origin for name in ids if (origin := self._known.get(name)) is not None}
+        missing = [name for name in ids if name not in known]
         for name, origin in self._source.origins(missing).items() if missing else ():
             known[name] = self._known[name] = origin
         while len(self._known) > _REMEMBERED:

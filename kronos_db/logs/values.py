@@ -48,11 +48,11 @@ class Spelling:
         begin = self._keys.begin(f"${key}" if depth > 1 and key.startswith("$") else key)
         if special is None:
             return begin + self.value(attribute.value, depth)
-        if "redacted" in special.treatments:
-            return begin + _REDACTED
         text = self.value(attribute.value, depth)
         if "subject" in special.treatments and depth == 1:
             self.subject = attribute.value.string_value or text
+        if "redacted" in special.treatments:
+            return begin + _REDACTED
         return begin + (self.sealed(text, special.name) if "sealed" in special.treatments else text)
 
     def sealed(self, text: str, name: str) -> str:

@@ -211,6 +211,17 @@ def test_a_batch_that_is_too_large_is_refused_as_such(serving: Serving) -> None:
     assert (found.code, found.reason, found.retry) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", None)
 
 
+def test_they_are_counted(serving: Serving) -> None:
+    def counted() -> dict[str, float]:
+        families = {family.name: family for family in serving.server.registry.collect()}
+        return {s.labels["outcome"]: s.value for s in families["kronos_db_log_records"].samples}
+
+    before = counted()
+    logs(serving).WriteLogs(write_request(service_name(), [record(), record("\0"), record()]), timeout=10)
+    after = counted()
+    assert {outcome: after[outcome] - before[outcome] for outcome in after} == {"stored": 2, "refused": 1}
+
+
 def test_time_is_not_taken_from_a_broken_clock(serving: Serving) -> None:
     stub, service = logs(serving), service_name()
     before = time.time_ns()

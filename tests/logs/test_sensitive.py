@@ -165,6 +165,20 @@ def test_an_erasure_that_was_broken_off_goes_on_and_counts_all(
     assert everything(stub, "s") == []
 
 
+@pytest.mark.parametrize("setting", ["logs_sealed_keys", "logs_redacted_keys"])
+def test_a_subject_that_is_sensitive_itself_can_be_erased(database: str, tmp_path: Path, setting: str) -> None:
+    serving = Serving(tmp_path, database, logs_subject_key="user.email", **{setting: "email"})
+    serving.start()
+    try:
+        stub = logs(serving)
+        stub.WriteLogs(write_request("s", [record(attributes={"user.email": "ann@x.example"})]), timeout=10)
+        assert "ann@x.example" not in dump(database)
+        assert stub.EraseLogs(pb.EraseLogsRequest(subject="ann@x.example"), timeout=10).erased == 1
+        assert everything(stub, "s") == []
+    finally:
+        serving.stop()
+
+
 def test_subjects_are_kept_as_keyed_hashes(guarded: Serving, database: str) -> None:
     logs(guarded).WriteLogs(write_request("s", [record(attributes={"enduser.id": 17})]), timeout=10)
     with psycopg.connect(database) as connection:
