@@ -1,7 +1,7 @@
 """Turns records into rows of a COPY: the road that every record goes, so each step of it was weighed.
 
 The messages are those of our contract or of OTLP. They agree in names and meaning but for times and ids, which are
-read apart. A record takes about 8 µs; docs/decisions/0013-logs.md has what was measured and left out.
+read apart. docs/decisions/0013-logs.md has what a record takes, and what was left out.
 """
 
 from __future__ import annotations
