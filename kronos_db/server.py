@@ -69,9 +69,14 @@ from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
+from kronos_db.users.access import Access
+from kronos_db.users.access_store import AccessStore
+from kronos_db.users.expiry import upkeep as users_upkeep
+from kronos_db.users.grant_store import GrantStore
 from kronos_db.users.model import ERRORS as USERS_ERRORS
 from kronos_db.users.passwords import Passwords
-from kronos_db.users.service import UsersService
+from kronos_db.users.role_store import RoleStore
+from kronos_db.users.service import Stores, UsersService
 from kronos_db.users.store import UsersStore
 
 # The service of each domain, by the name that reflection and health know it by.
@@ -140,6 +145,7 @@ class Server:
         self._logs_store = LogsStore(self._databases["logs"])
         self._logs_origins = Origins(self._logs_store)
         self._background = [work for database in self._databases.values() for work in upkeep(database)]
+        self._background += users_upkeep(self._databases["users"])
         self._background += logs_upkeep(self._logs_store)
         watch_background(self.registry, self._background, OUTCOMES)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
@@ -269,7 +275,8 @@ class Server:
     def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
         """Build the services; who needs something of another domain gets it here."""
         parts = self._parts(rings)
-        users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
+        access = Access(AccessStore(parts["users"].database), parts["users"].cache)
+        users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"], access), registrar)
         self._register_logs(parts["logs"], registrar)
 
     def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
@@ -301,9 +308,13 @@ class Server:
             ExportService(self._logs_store, intake, retention), registrar
         )
 
-    def _users(self, parts: Parts) -> UsersService:
+    def _users(self, parts: Parts, access: Access) -> UsersService:
         passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
-        return UsersService(UsersStore(parts.database), passwords, parts.page_tokens, parts.cache, parts.feed)
+        database = parts.database
+        stores = Stores(UsersStore(database), RoleStore(database), GrantStore(database), AccessStore(database))
+        return UsersService(
+            stores, access, passwords, page_tokens=parts.page_tokens, cache=parts.cache, feed=parts.feed
+        )
 
 
 def _access_file(settings: Settings) -> Path:

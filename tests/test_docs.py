@@ -101,6 +101,8 @@ def test_reasons_exist(page: Path) -> None:
     reasons = {answer.reason for answer in ERRORS.rows.values()} | {UNKNOWN.reason}
     prefixes = (
         "KRONOS_",
+        "CHECK_REASON_",
+        "WATCHED_KIND_",
         "USER_EVENT_",
         "USER_ORDER_",
         "USER_STATE_",
