@@ -247,7 +247,7 @@ def _rows_of(export: otlp.ExportLogsServiceRequest) -> tuple[str, str]:
 def _fill(on: Stand) -> None:
     """Store records of a day by COPY, and count them."""
     now = time.time_ns()
-    name, text = _rows_of(_export(_BATCH))
+    _, text = _rows_of(_export(_BATCH))
     rows = [row.split("\t") for row in text.splitlines()]
     with psycopg.connect(_dsn(on), autocommit=True) as connection:
         connection.execute("SELECT logs.make_partitions(30::smallint, %s, %s, %s)", [DAY, now - 2 * DAY, now + DAY])
@@ -265,7 +265,6 @@ def _fill(on: Stand) -> None:
         connection.execute("VACUUM (ANALYZE) logs.record")
         connection.execute("VACUUM (ANALYZE) logs.minute_count")
         connection.execute("CHECKPOINT")
-    assert name
 
 
 def _portion(rows: list[list[str]], first: int, now: int) -> str:

@@ -182,9 +182,9 @@ class LogsService(LogsServiceServicer):
 
     def ingest(self, request: pb.IngestLogsRequest, call: Call) -> pb.IngestLogsResponse:
         """Store one batch of a stream."""
-        response = pb.IngestLogsResponse(request_id=request.request_id)
         mutation: Mutation[model.Batch, pb.IngestLogsResponse] = call.mutation(
-            pb.IngestLogsResponse, lambda batch: _filled(response, batch)
+            pb.IngestLogsResponse,
+            lambda batch: _filled(pb.IngestLogsResponse(request_id=request.request_id), batch),
         )
         return self._stored(request, mutation)
 

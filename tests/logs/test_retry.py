@@ -90,6 +90,18 @@ def test_batches_of_a_stream_may_come_again_on_another(serving: Serving) -> None
     assert sorted(bodies(everything(stub, service)), key=int) == [str(n) for n in range(10)]
 
 
+def test_streams_that_send_the_same_at_once_are_answered_alike(serving: Serving) -> None:
+    stub, service = logs(serving), service_name()
+    batch = pb.IngestLogsRequest(origin=pb.Origin(service=service), records=[record(), record("\0")])
+    for _ in range(5):
+        batch.request_id = str(uuid4())
+        answers = _at_once(lambda: list(stub.IngestLogs(iter([batch]), timeout=30)))
+        # An answer may be made more than once, and each time anew.
+        assert [len(each.refusals) for answer in answers for each in answer] == [1] * _AT_ONCE
+        assert all(answer == answers[0] for answer in answers)
+    assert len(everything(stub, service)) == 5
+
+
 @pytest.mark.parametrize("size", [1, 500])
 def test_a_repeated_export_makes_no_duplicates(serving: Serving, size: int) -> None:
     service = service_name()
