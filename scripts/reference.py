@@ -25,7 +25,7 @@ from kronos_db.runtime.cache.remote import Remote
 from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.errors import ERROR_DOMAIN, UNKNOWN
 from kronos_db.runtime.ops import saturation
-from kronos_db.runtime.ops.background import watch_background
+from kronos_db.runtime.ops.background import watch_background, watch_lag
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.redis import RedisServer
@@ -97,6 +97,7 @@ def metrics_page() -> str:
         domain="example", name="example", success_time=0.0, holds=True, on_end=lambda _listener: None
     )
     watch_background(registry, [work], OUTCOMES)
+    watch_lag(registry, {("example", "example"): lambda: 0.0})
     redis = RedisServer("redis://localhost")
     watch_redis(registry, redis)
     cache = Cache(Board(), Memory(0), Remote(redis, b"example"))

@@ -54,6 +54,7 @@ def test_nothing_is_missing_after_migrate(settings: Settings) -> None:
     plan = schemas.migration_plan(settings)
     assert {row.state for row in plan} == {"applied"}
     assert [row.name for row in plan if row.domain == "users"] == CHAIN
+    assert {row.domain for row in plan} == set(schemas.SERVED)
     assert all(row.path.is_file() and row.applied_at for row in plan)
 
 

@@ -63,7 +63,8 @@ class Idempotency:
         self, connection: Connection, mutation: Mutation[Result, Reply], reply: Reply, tags: Sequence[str]
     ) -> None:
         """Queue the row that holds `reply`; the transaction fails on PRIMARY_KEY when the call was answered before."""
-        self._purge_now_and_then(connection, 1)
+        if random.randrange(_PURGE_ODDS) == 0:
+            connection.execute(self._queries["purge"].text, binary=True)
         params = {
             "caller": mutation.caller,
             "request_id": mutation.request_id,
@@ -74,24 +75,26 @@ class Idempotency:
         }
         connection.execute(self._queries["keep"].text, params, binary=True)
 
-    def keep_together(
+    def keep_all(
         self,
         connection: Connection,
         mutations: Sequence[Mutation[Result, Reply]],
         replies: Sequence[Reply],
         tags: Sequence[str],
     ) -> None:
-        """Queue the rows of several calls as one statement; see `keep`."""
-        self._purge_now_and_then(connection, len(mutations))
+        """Queue the rows that hold `replies`, as `keep` does, with one statement."""
+        if random.randrange(_PURGE_ODDS) < len(mutations):
+            connection.execute(self._queries["purge"].text, binary=True)
         params = {
             "callers": [mutation.caller for mutation in mutations],
-            "request_ids": [str(mutation.request_id) for mutation in mutations],
+            # As texts that PostgreSQL takes apart: psycopg would look at each value to make an array of them.
+            "request_ids": f"{{{','.join([mutation.request_id.hex for mutation in mutations])}}}",
             "fingerprints": [mutation.fingerprint for mutation in mutations],
             "replies": [mutation.encode(reply) for mutation, reply in zip(mutations, replies, strict=True)],
-            "windows": [mutation.window for mutation in mutations],
             "tags": tags,
+            "windows": f"{{{','.join([str(mutation.window) for mutation in mutations])}}}",
         }
-        connection.execute(self._queries["keep_together"].text, params, binary=True)
+        connection.execute(self._queries["keep_all"].text, params, binary=True)
 
     def recall(self, connection: Connection, mutation: Mutation[Result, Reply]) -> Earlier[Reply] | None:
         """Return the stored answer of this call, or None when it was never answered.
@@ -108,7 +111,3 @@ class Idempotency:
                 violations=[FieldViolation("request_id", "was used before with another request")]
             )
         return Earlier(mutation.decode(reply), tags)
-
-    def _purge_now_and_then(self, connection: Connection, kept: int) -> None:
-        if random.randrange(_PURGE_ODDS) < kept:
-            connection.execute(self._queries["purge"].text, binary=True)

@@ -110,13 +110,15 @@ class Feed:
         """How many streams watch."""
         return len(self._joined) + len(self._behind)
 
-    def watch(self, outlet: Outlet, resume_token: str, wanted: Wanted, make: MakeMessage) -> None:
-        """Push to `outlet` what is `wanted` of the changes since `resume_token`, or since now without one.
+    def watch(
+        self, outlet: Outlet, resume_token: str, wanted: Wanted, make: MakeMessage, since: Position = NOW
+    ) -> None:
+        """Push to `outlet` what is `wanted` of the changes since `resume_token`; without one, since `since`.
 
-        The first message has no change and tells the position. Returns at once. Raises ResumeTokenError,
-        TooManyStreamsError or ShuttingDownError; whatever comes later ends the stream.
+        By default that is from now on. The first message has no change and tells the position. Returns at once. Raises
+        ResumeTokenError, TooManyStreamsError or ShuttingDownError; whatever comes later ends the stream.
         """
-        position = self._tokens.read(resume_token) if resume_token else NOW
+        position = self._tokens.read(resume_token) if resume_token else since
         self._streams.enter(outlet.caller)
         subscription = Subscription(outlet, Terms(wanted, make, self._tokens), position, self._pusher.wake)
         subscription.follow(self._note_drained)
