@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import messages, overload, processes, routes, streams, tokens, users
+from benchmarks import logs, messages, overload, processes, routes, streams, tokens, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +23,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "users": users.rows,
     "tokens": tokens.rows,
+    "logs": logs.rows,
     "routes": routes.rows,
     "messages": messages.rows,
     "processes": processes.rows,
@@ -49,6 +50,11 @@ busy.
 The **floor** of a unary call is a bare threaded grpcio server that answers each request with as many bytes
 (`benchmarks/echo.py`), with as many processes and threads. Other floors are in the name of the row: "A beside B" has B
 as its floor.
+
+**Rows of logs.** Records have a body of 75 characters, six attributes, trace and span id. The floor of intake is one
+connection that copies the rows that the server makes of the same records into the same table, in transactions of
+1,000; the server has one process, and four streams or calls bring batches (`benchmarks/batches.py`). Queries and counts
+are asked one at a time of five million records of one day and 20 services.
 
 **Rows of processes.** 8,000 users of 1,000,000 are **hot**: asked for again and again, in random order, after a time
 to warm up. **Cold** ones are drawn from the others, none of them twice, so no cache knows them; PostgreSQL's own pages

@@ -6,13 +6,27 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from kronos.logs.v1 import logs_pb2_grpc
 from kronos.messages.v1 import messages_pb2_grpc
 from kronos.routes.v1 import routes_pb2_grpc
 from kronos.tokens.v1 import tokens_pb2_grpc
 from kronos.users.v1 import users_pb2_grpc
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings
+from kronos_db.logs.intake import Intake
+from kronos_db.logs.keys import Keys
+from kronos_db.logs.messages import Origins
+from kronos_db.logs.metrics import watch_records
+from kronos_db.logs.model import ERRORS as LOGS_ERRORS
+from kronos_db.logs.otlp import SERVICE as OTLP_LOGS
+from kronos_db.logs.otlp import ExportService
+from kronos_db.logs.service import LogsService, RetentionCopy
+from kronos_db.logs.store import LogsStore
+from kronos_db.logs.tail import PACE as TAIL_PACE
+from kronos_db.logs.tail import RecordLog
+from kronos_db.logs.upkeep import upkeep as logs_upkeep
 from kronos_db.messages.backlog import Backlogs
 from kronos_db.messages.consuming import Consumers
 from kronos_db.messages.enqueuing import Enqueuing
@@ -42,7 +56,7 @@ from kronos_db.runtime.database.changes import channel
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
-from kronos_db.runtime.feed.feed import Feed
+from kronos_db.runtime.feed.feed import Feed, Log, Pace
 from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS
 from kronos_db.runtime.ops.background import watch_background, watch_lag
@@ -73,14 +87,18 @@ from kronos_db.users.store import UsersStore
 SERVICES = {
     "users": "kronos.users.v1.UsersService",
     "tokens": "kronos.tokens.v1.TokensService",
+    "logs": "kronos.logs.v1.LogsService",
     "routes": "kronos.routes.v1.RoutesService",
     "messages": "kronos.messages.v1.MessagesService",
 }
+# Services of other contracts that a domain of ours serves.
+ADOPTED = (OTLP_LOGS,)
 ERRORS = ErrorTable(
     RUNTIME_ERRORS,
     VALIDATION_ERRORS,
     USERS_ERRORS,
     TOKENS_ERRORS,
+    LOGS_ERRORS,
     ROUTES_ERRORS,
     MESSAGES_ERRORS,
 )
@@ -124,6 +142,7 @@ class Domains:
         access = Access(AccessStore(parts["users"].database), parts["users"].cache)
         self._users = self._new_users(parts["users"], access)
         self._tokens = self._new_tokens(parts["tokens"], access)
+        self._logs, self._exports = self._new_logs(parts["logs"])
         self._routes = self._new_routes(parts["routes"], access, Identities(self._tokens.introspection))
         self._messages = self._new_messages(parts["messages"])
         watch_background(process.registry, self._background, OUTCOMES)
@@ -132,6 +151,10 @@ class Domains:
         """Register the handlers of all services with what stands in for the server."""
         users_pb2_grpc.add_UsersServiceServicer_to_server(self._users, registrar)
         tokens_pb2_grpc.add_TokensServiceServicer_to_server(self._tokens, registrar)
+        logs_pb2_grpc.add_LogsServiceServicer_to_server(self._logs, registrar)
+        logs_service_pb2_grpc.add_LogsServiceServicer_to_server(  # type: ignore[no-untyped-call]  # its package has no types
+            self._exports, registrar
+        )
         routes_pb2_grpc.add_RoutesServiceServicer_to_server(self._routes, registrar)
         messages_pb2_grpc.add_MessagesServiceServicer_to_server(self._messages, registrar)
 
@@ -177,6 +200,16 @@ class Domains:
             feed=parts.feed,
         )
 
+    def _new_logs(self, parts: Parts) -> tuple[LogsService, ExportService]:
+        settings, store = self._process.settings, LogsStore(parts.database)
+        keys = Keys(_names(settings.logs_sealed_keys), _names(settings.logs_redacted_keys), settings.logs_subject_key)
+        intake = Intake(keys, Sealer(parts.ring), parts.ring.subkey("origin of logs"))
+        retention = RetentionCopy(store, parts.cache)
+        self._background += logs_upkeep(store)
+        watch_records(self._process.registry, intake)
+        service = LogsService(store, intake, retention, Origins(store), parts.page_tokens, parts.feed)
+        return service, ExportService(store, intake, retention)
+
     def _new_routes(self, parts: Parts, access: Access, identities: Identities) -> RoutesService:
         database, process, store = parts.database, self._process, RoutesStore(parts.database)
         table = Table(store, database.instant, parts.cache.board)
@@ -212,3 +245,16 @@ class Domains:
             parts.page_tokens,
             parts.cache,
         )
+
+
+def followed(domain: str, database: Database) -> tuple[Log, Pace] | tuple[()]:
+    """Return what the feed of a domain reads in place of its log of changes, and at which pace; nothing for most."""
+    if domain != "logs":
+        return ()
+    store = LogsStore(database)
+    return RecordLog(store, Origins(store)), TAIL_PACE
+
+
+def _names(text: str) -> list[str]:
+    """Return the names of a setting that lists some."""
+    return [name for part in text.split(",") if (name := part.strip())]

@@ -17,6 +17,7 @@ from kronos.options.v1 import options_pb2
 from prometheus_client import CollectorRegistry
 
 from kronos_db import cli, config, server
+from kronos_db.logs.metrics import watch_records
 from kronos_db.routes.counters import Counters
 from kronos_db.routes.limiter import Limiter
 from kronos_db.routes.metrics import watch_routes
@@ -107,6 +108,7 @@ def metrics_page() -> str:
     cache = Cache(Board(), Memory(0), Remote(redis, b"example"))
     cache.kind(Rules("example"), lambda _keys: {})
     watch_cache(registry, {"example": cache})
+    watch_records(registry, SimpleNamespace(stored=0, refused=0))
     database: Any = SimpleNamespace(domain="routes")
     watch_routes(registry, Limiter(None, Counters(database)), Table(RoutesStore(database), lambda: None, Board()))
     # Those of the interpreter and the process stand after the server's own.

@@ -30,6 +30,10 @@ NO_REASONS = {
     "WORKLOAD_COMPUTE",
     "NOT_SERVING",
     "RUNTIME_ERRORS",
+    "IGNORE_ALWAYS",
+    # Of records that are refused one by one.
+    "RECORD_TOO_LARGE",
+    "TEXT_HAS_NUL",
 }
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -112,6 +116,9 @@ def test_reasons_exist(page: Path) -> None:
         "PROTECTION_",
         "NORMALIZATION_",
         "WORKLOAD_",
+        "LOG_ORDER_",
+        "LOG_GROUPING_",
+        "SEVERITY_RANGE_",
         "MESSAGE_STATE_",
         "FAILURE_KIND_",
         "DEATH_CAUSE_",

@@ -28,6 +28,8 @@ _READS = (
     "BatchIntrospect",
     "Search",
     "Count",
+    "Query",
+    "Aggregate",
     "Watch",
     "Tail",
     "Peek",

@@ -30,16 +30,20 @@ _BITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of one record: `kind` of record, its id, and what is told to those who watch (JSON)."""
+    """One change of one record: `kind` of record, its id, and what is told to those who watch (JSON).
+
+    `copied` is false for records of which nobody keeps copies: then no write waits for those who would drop them.
+    """
 
     kind: str
     record_id: str
     body: Mapping[str, Any] = field(default_factory=dict)
+    copied: bool = True
 
     @property
-    def tags(self) -> tuple[str, str]:
+    def tags(self) -> tuple[str, ...]:
         """What copies may depend on that this change makes old: the record, and all records of its kind."""
-        return tag(self.kind, self.record_id), tag(self.kind)
+        return (tag(self.kind, self.record_id), tag(self.kind)) if self.copied else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,11 @@ class Noted:
     place: int
     part: int
     time: datetime
+
+    @property
+    def size(self) -> int:
+        """Roughly its bytes: those of the body as text."""
+        return len(str(self.change.body))
 
 
 @dataclass(frozen=True, slots=True)

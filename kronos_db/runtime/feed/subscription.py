@@ -66,8 +66,7 @@ class Delivery:
     def __init__(self, change: Noted | None, position: Position) -> None:
         self.change = change
         self.position = position
-        # Roughly its bytes: those of the body as text.
-        self.size = len(str(change.change.body)) if change else 0
+        self.size = change.size if change else 0
         self._token: str | None = None
 
     def token(self, tokens: ResumeTokens) -> str:

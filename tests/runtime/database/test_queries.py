@@ -70,6 +70,12 @@ def test_every_query_prepares_as_the_role_of_its_domain(
         (user,) = connection.execute("SELECT session_user::text").fetchone() or ("",)
         assert user == f"kronos_{domain}"
         connection.execute("BEGIN")
+        if " COPY " in query.text:
+            # No plan, but rights: nothing is copied.
+            with connection.cursor().copy(query.text):
+                pass
+            connection.execute("ROLLBACK")
+            return
         try:
             connection.execute(f"PREPARE checked AS {text}", prepare=False)
             nulls = ", ".join(["NULL"] * len(numbered))
