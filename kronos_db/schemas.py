@@ -25,7 +25,7 @@ from kronos_db.runtime.database.pool import Pool, PoolLimits
 from kronos_db.runtime.errors import OverloadedError, UnavailableError
 
 # The domains that have code: their migrations stand in the folder of the same name.
-SERVED: Sequence[str] = ("users",)
+SERVED: Sequence[str] = ("users", "cache")
 _MINIMUM_SECRET = 32
 # Seconds that the server may be silent beyond the time that a statement may take.
 _SILENCE_MARGIN = 5.0

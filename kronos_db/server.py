@@ -15,9 +15,19 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
+from kronos.cache.v1 import cache_pb2_grpc
 from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from kronos_db.cache import upkeep as cache_upkeep
+from kronos_db.cache.counting import Counts
+from kronos_db.cache.leasing import Leases
+from kronos_db.cache.lookup import Lookup
+from kronos_db.cache.model import ERRORS as CACHE_ERRORS
+from kronos_db.cache.namespaces import NamespacesStore
+from kronos_db.cache.room import Room
+from kronos_db.cache.service import CacheService
+from kronos_db.cache.store import EntriesStore
 from kronos_db.config import Settings, SettingsError
 from kronos_db.runtime.affinity import OneCore
 from kronos_db.runtime.cache.caches import Caches
@@ -25,7 +35,9 @@ from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
-from kronos_db.runtime.database.background import OUTCOMES
+from kronos_db.runtime.crypto.sealing import Sealer
+from kronos_db.runtime.database.background import OUTCOMES, BackgroundWork
+from kronos_db.runtime.database.changes import KEPT
 from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.upkeep import upkeep
@@ -60,8 +72,18 @@ from kronos_db.users.service import UsersService
 from kronos_db.users.store import UsersStore
 
 # The service of each domain, by the name that reflection and health know it by.
-SERVICES = {"users": "kronos.users.v1.UsersService"}
-ERRORS = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, USERS_ERRORS)
+SERVICES = {
+    "users": "kronos.users.v1.UsersService",
+    "cache": "kronos.cache.v1.CacheService",
+}
+ERRORS = ErrorTable(
+    RUNTIME_ERRORS,
+    VALIDATION_ERRORS,
+    USERS_ERRORS,
+    CACHE_ERRORS,
+)
+# Seconds for which a domain keeps its changes for those who watch, where it is not as long as the others.
+_CHANGES_KEPT = {"cache": cache_upkeep.CHANGES_KEPT}
 
 _log = structlog.get_logger(__name__)
 
@@ -120,7 +142,14 @@ class Server:
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
-        self._background = [work for database in self._databases.values() for work in upkeep(database)]
+        self._background = [
+            work
+            for domain, database in self._databases.items()
+            for work in upkeep(database, _CHANGES_KEPT.get(domain, KEPT))
+        ]
+        self._cache_counts = Counts(self._databases["cache"])
+        self._cache_counts.watch(self.registry)
+        self._background.append(_sweep(self._databases["cache"], self._cache_counts))
         watch_background(self.registry, self._background, OUTCOMES)
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
@@ -247,6 +276,7 @@ class Server:
         """Build the services; who needs something of another domain gets it here."""
         parts = self._parts(rings)
         users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
+        cache_pb2_grpc.add_CacheServiceServicer_to_server(self._cache(parts["cache"]), registrar)
 
     def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
         caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
@@ -266,6 +296,23 @@ class Server:
     def _users(self, parts: Parts) -> UsersService:
         passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
         return UsersService(UsersStore(parts.database), passwords, parts.page_tokens, parts.cache, parts.feed)
+
+    def _cache(self, parts: Parts) -> CacheService:
+        stores = NamespacesStore(parts.database), EntriesStore(parts.database)
+        counts = self._cache_counts
+        return CacheService(
+            stores,
+            Lookup(*stores, parts.cache, Sealer(parts.ring)),
+            Room(parts.database, counts),
+            counts,
+            Leases(parts.ring.subkey("lease")),
+            parts.page_tokens,
+            parts.feed,
+        )
+
+
+def _sweep(database: Database, counts: Counts) -> BackgroundWork:
+    return cache_upkeep.Sweep(database, NamespacesStore(database), counts).work()
 
 
 def _access_file(settings: Settings) -> Path:

@@ -25,6 +25,7 @@ from kronos_db.runtime.feed.limits import CallerStreams
 from kronos_db.runtime.feed.subscription import (
     NOW,
     Delivery,
+    MakeGap,
     MakeMessage,
     Outlet,
     Subscription,
@@ -110,15 +111,24 @@ class Feed:
         """How many streams watch."""
         return len(self._joined) + len(self._behind)
 
-    def watch(self, outlet: Outlet, resume_token: str, wanted: Wanted, make: MakeMessage) -> None:
+    def watch(
+        self,
+        outlet: Outlet,
+        resume_token: str,
+        wanted: Wanted,
+        make: MakeMessage,
+        make_gap: MakeGap | None = None,
+    ) -> None:
         """Push to `outlet` what is `wanted` of the changes since `resume_token`, or since now without one.
 
+        Where changes are lost, a stream with `make_gap` is told so and goes on; one without ends.
         The first message has no change and tells the position. Returns at once. Raises ResumeTokenError,
         TooManyStreamsError or ShuttingDownError; whatever comes later ends the stream.
         """
         position = self._tokens.read(resume_token) if resume_token else NOW
         self._streams.enter(outlet.caller)
-        subscription = Subscription(outlet, Terms(wanted, make, self._tokens), position, self._pusher.wake)
+        terms = Terms(wanted, make, self._tokens, make_gap)
+        subscription = Subscription(outlet, terms, position, self._pusher.wake)
         subscription.follow(self._note_drained)
         closed = partial(self._left, subscription)
         if not outlet.on_closed(closed):
@@ -236,9 +246,13 @@ class Feed:
                     break
             self._common = position
         except PositionLostError as error:
-            for subscription in list(self._joined):
-                self._end(subscription, error)
+            lost = list(self._joined)
+            for subscription in lost:
+                # Until the common position is known again.
+                self._fall_behind(subscription, position)
             self._common = self._log.position()
+            for subscription in lost:
+                self._lose(subscription, error)
         except Exception:
             # Half a read was shared: those who have it go on from there by themselves.
             for subscription in list(self._joined) if position.until else ():
@@ -298,7 +312,7 @@ class Feed:
         try:
             self._read_page_for(subscription)
         except PositionLostError as error:
-            self._end(subscription, error)
+            self._lose(subscription, error)
         except KronosError as error:
             if not subscription.greeted:
                 self._end(subscription, error)
@@ -318,6 +332,15 @@ class Feed:
             self._join(subscription)
         elif not subscription.waiting:
             self._hungry[subscription] = None
+
+    def _lose(self, subscription: Subscription, error: PositionLostError) -> None:
+        """End a stream that missed changes; one that can be told of it goes on from the common position."""
+        if subscription.terms.make_gap is None:
+            self._end(subscription, error)
+            return
+        self._join(subscription)
+        subscription.greeted = True
+        subscription.offer([Delivery(None, self._common, gap=True)], self._pace.quiet)
 
     def _below_common(self, subscription: Subscription) -> Position:
         """Return where a stream goes on, up to the common position at most.

@@ -14,6 +14,8 @@ from kronos_db.runtime.feed.tokens import ResumeTokens
 
 # Makes the message of a change, or of none: then it tells the resume token alone.
 MakeMessage: TypeAlias = Callable[[Noted | None, str], Any]
+# Makes the message that changes were missed, with the resume token behind them.
+MakeGap: TypeAlias = Callable[[str], Any]
 
 # The position of a stream that is to begin with what comes.
 NOW = Position("")
@@ -61,10 +63,12 @@ class Wanted:
 class Delivery:
     """A change, or none, with the position behind it. One object for all streams of a process."""
 
-    __slots__ = ("_token", "change", "position", "size")
+    __slots__ = ("_token", "change", "gap", "position", "size")
 
-    def __init__(self, change: Noted | None, position: Position) -> None:
+    def __init__(self, change: Noted | None, position: Position, *, gap: bool = False) -> None:
         self.change = change
+        # Whether changes before the position were missed.
+        self.gap = gap
         self.position = position
         # Roughly its bytes: those of the body as text.
         self.size = len(str(change.change.body)) if change else 0
@@ -84,11 +88,15 @@ def deliveries_of(page: Page) -> list[Delivery]:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a stream is for, and how it is told."""
+    """What a stream is for, and how it is told.
+
+    With `make_gap`, the message of changes that were missed, the stream goes on behind them; without it ends.
+    """
 
     wanted: Wanted
     make: MakeMessage
     tokens: ResumeTokens
+    make_gap: MakeGap | None = None
 
 
 class Subscription:
@@ -189,11 +197,17 @@ class Subscription:
         self._sent_bytes += delivery.size
         self._sent += 1
         self._sent_at = time.monotonic()
-        self.outlet.send(self.terms.make(delivery.change, delivery.token(self.terms.tokens)))
+        self.outlet.send(self._message(delivery))
         if not self._tells:
             self._note_taken()
         if self.behind and not self._waiting:
             self._drained(self)
+
+    def _message(self, delivery: Delivery) -> Any:
+        token = delivery.token(self.terms.tokens)
+        if delivery.gap and self.terms.make_gap is not None:
+            return self.terms.make_gap(token)
+        return self.terms.make(delivery.change, token)
 
     def _note_taken(self) -> None:
         self._taken += 1

@@ -17,6 +17,9 @@ Answer = TypeVar("Answer", bound=Message)
 # What passes each message of a call on its way: returns it, or another in its place, and refuses by raising.
 Step: TypeAlias = "Callable[[Any, Call], Any]"
 
+# Seconds for which the answer of a write without request_id is kept: its own attempts alone can ask for it.
+_OWN_WINDOW = 600.0
+
 
 class Call:
     """One call on its way through the chain.
@@ -78,7 +81,7 @@ class Call:
             reply=reply,
             encode=_encode,
             decode=answer.FromString,
-            window=self.request_id_window,
+            window=self.request_id_window if self.write_id else min(self.request_id_window, _OWN_WINDOW),
             validate_only=self.validate_only,
         )
 
