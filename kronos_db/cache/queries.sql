@@ -14,7 +14,7 @@ EXISTS (
 
 -- fragment: columns
 -- What makes an Entry, in the order of its fields.
-entry.key, entry.version, entry.tags, NULLIF(entry.fresh_until, 'infinity'), entry.update_time, entry.value
+entry.key, entry.version, entry.tags, NULLIF(entry.fresh_until, 'infinity') AS expire_time, entry.update_time, entry.value
 
 -- name: get
 -- Entries by namespace and key; with the seconds that they have left, and whether it is time to note that they are used.
@@ -223,7 +223,7 @@ WITH asked AS (
         durable, namespace_id, key, version, base, fresh_until, stale_until, update_time, used_time, lease_id, lease_base,
         lease_until, size, grown, appeared, tags, value
     )
-    SELECT %(durable)s, namespace_id, key, 0, 0, '-infinity', '-infinity', now(), now(), lease_id,
+    SELECT %(durable)s, namespace_id, key, 0, 0, 'epoch', 'epoch', now(), now(), lease_id,
         nextval('cache.version'), now() + make_interval(secs => seconds), 0, 0, 0, '{}', ''
     FROM (SELECT * FROM asked ORDER BY namespace_id, key COLLATE "C") AS sorted
     ON CONFLICT (durable, namespace_id, key) DO UPDATE SET
@@ -239,8 +239,9 @@ WITH asked AS (
     FROM asked JOIN cache.entry AS entry
         ON entry.durable = %(durable)s AND entry.namespace_id = asked.namespace_id AND entry.key = asked.key
 )
-SELECT asked.namespace_id::text, asked.key, taken.lease_base, COALESCE(found.is_current, false), COALESCE(found.is_servable, false),
-    found.lease_left, found.version, found.tags, found.fresh_until, found.update_time, found.value
+SELECT asked.namespace_id::text, asked.key, taken.lease_base, COALESCE(found.is_current, false),
+    COALESCE(found.is_servable, false),
+    found.lease_left, found.version, found.tags, found.expire_time, found.update_time, found.value
 FROM asked
 LEFT JOIN taken ON taken.namespace_id = asked.namespace_id AND taken.key = asked.key
 LEFT JOIN found ON found.namespace_id = asked.namespace_id AND found.key = asked.key;
@@ -266,7 +267,8 @@ FROM (
     FOR UPDATE OF held
 ) AS asked
 WHERE entry.durable = %(durable)s AND entry.namespace_id = %(namespace_id)s::uuid AND entry.key = asked.key
-    AND entry.lease_id = asked.lease_id AND entry.lease_base = asked.lease_base;
+    AND entry.lease_id = asked.lease_id AND entry.lease_base = asked.lease_base
+RETURNING entry.key;
 
 -- fragment: in_index
 -- What a query by an index is for.

@@ -163,7 +163,7 @@ class EntriesStore:
         return self._database.write(work, mutation)
 
     def lease(self, ask: Ask) -> State:
-        """Return what there is for a key, and the lease if it can be had; calls that come together share a statement."""
+        """Return what there is for a key, and the lease if it is free; calls that come together share a statement."""
         return self._asks.get(ask) or NOTHING
 
     def lease_all(self, asks: Sequence[Ask]) -> Mapping[str, State]:
@@ -198,7 +198,7 @@ class EntriesStore:
     ) -> Reply:
         """Give leases back, by key; the reply is made of how many were held."""
         params = {**_address(namespace), "keys": joined(list(leases)), **_leases(list(leases.values()))}
-        return self._database.write(lambda tx: tx.execute(self._queries["abandon"], params), mutation)
+        return self._database.write(lambda tx: len(tx.fetch_all(self._queries["abandon"], params, str)), mutation)
 
     def query(self, namespace: Namespace, query: Query) -> list[tuple[str, Entry]]:
         """Return at most `limit` indexed values with their entries, after the value and key of `after`."""
