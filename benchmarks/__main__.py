@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import overload, processes, streams, users
+from benchmarks import cache, overload, processes, streams, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "users": users.rows,
+    "cache": cache.rows,
     "processes": processes.rows,
     "streams": streams.rows,
     "overload": overload.rows,
@@ -50,6 +51,10 @@ as its floor.
 **Rows of processes.** 8,000 users of 1,000,000 are **hot**: asked for again and again, in random order, after a time
 to warm up. **Cold** ones are drawn from the others, none of them twice, so no cache knows them; PostgreSQL's own pages
 are warm. All interceptors are on.
+
+**Rows of the cache.** Values have 100 bytes. "GetEntries of 100 keys" asks for 8,000 hot keys in random order.
+"PutEntries of 100" overwrites 50,000 keys again and again; its floor is one redis-py client (with hiredis) that does the
+same by SETs in pipelines of 100, to the Redis beside the server, without versions and without anybody being told.
 
 **2 processes beside 1** is told twice, with the same load on each process (32 calls in flight). "As seen" is what
 arrived, on a machine where the generator and PostgreSQL need cores too; with 2 cores it cannot come near 2. "A core

@@ -132,9 +132,8 @@ class Interleaving:
             value = self.source.read(key)
             time.sleep(chance.random() * 0.02)
             # Short ones are filled anew all the time; long ones live long enough for Redis to have them.
-            ttl = (
-                Duration(nanos=chance.randrange(1, 300) * 1_000_000) if chance.random() < 0.3 else Duration(seconds=60)
-            )
+            milliseconds = chance.randrange(1, 300) if chance.random() < 0.3 else 60_000
+            ttl = Duration(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
             entry = pb.EntryWrite(key=f"k{key}", value=value, tags=[f"t{key}"], ttl=ttl)
             fills = [pb.LeaseFill(lease=result.lease, entry=entry)]
             answer = cache.FillLease(pb.FillLeaseRequest(namespace=self._namespace, fills=fills), **self._named)
