@@ -53,8 +53,8 @@ to warm up. **Cold** ones are drawn from the others, none of them twice, so no c
 are warm. All interceptors are on.
 
 **Rows of the cache.** Values have 100 bytes. "GetEntries of 100 keys" asks for 8,000 hot keys in random order.
-"PutEntries of 100" overwrites 50,000 keys again and again; its floor is one redis-py client (with hiredis) that does the
-same by SETs in pipelines of 100, to the Redis beside the server, without versions and without anybody being told.
+"PutEntries of 100" overwrites 50,000 keys again and again; its floor is one redis-py client (with hiredis) that does
+the same by SETs in pipelines of 100, to the Redis beside the server, without versions and without anybody being told.
 
 **2 processes beside 1** is told twice, with the same load on each process (32 calls in flight). "As seen" is what
 arrived, on a machine where the generator and PostgreSQL need cores too; with 2 cores it cannot come near 2. "A core

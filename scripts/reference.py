@@ -17,6 +17,7 @@ from kronos.options.v1 import options_pb2
 from prometheus_client import CollectorRegistry
 
 from kronos_db import cli, config, server
+from kronos_db.cache.counting import Counts
 from kronos_db.runtime.cache.board import Board
 from kronos_db.runtime.cache.engine import Cache, Rules
 from kronos_db.runtime.cache.memory import Memory
@@ -101,6 +102,9 @@ def metrics_page() -> str:
     cache = Cache(Board(), Memory(0), Remote(redis, b"example"))
     cache.kind(Rules("example"), lambda _keys: {})
     watch_cache(registry, {"example": cache})
+    counts = Counts(SimpleNamespace())
+    counts.of("example")
+    counts.watch(registry)
     # Those of the interpreter and the process stand after the server's own.
     families = sorted(_families(registry), key=lambda row: (row[0].startswith(("`process_", "`python_")), row[0]))
     return f"""# Metrics

@@ -271,32 +271,37 @@ WHERE entry.durable = %(durable)s AND entry.namespace_id = %(namespace_id)s::uui
 RETURNING entry.key;
 
 -- fragment: in_index
--- What a query by an index is for.
+-- What of an index a query is for.
 item.durable = %(durable)s AND item.namespace_id = %(namespace_id)s::uuid AND item.number = %(number)s::smallint
     AND (%(equals)s::text IS NULL OR item.value = %(equals)s)
     AND (%(low)s::text IS NULL OR item.value >= %(low)s)
     AND (%(high)s::text IS NULL OR item.value < %(high)s)
-    AND entry.indexed[item.number] = item.value AND {current}
 
 -- fragment: index_entries
--- Rows of the index with their entries.
-cache.entry_index AS item JOIN cache.entry AS entry
-    ON entry.durable = item.durable AND entry.namespace_id = item.namespace_id AND entry.key = item.key
+-- Rows of the index with their entries, if these bear them out. OFFSET 0 keeps them in the order of the index: taken
+-- apart, the planner would expect so few that it would rather find all and sort them.
+cache.entry_index AS item CROSS JOIN LATERAL (
+    SELECT {columns}
+    FROM cache.entry AS entry
+    WHERE entry.durable = %(durable)s AND entry.namespace_id = %(namespace_id)s::uuid AND entry.key = item.key
+        AND entry.indexed[item.number] = item.value AND {current}
+    OFFSET 0
+) AS entry
 
 -- name: query_ascending
 -- A page of entries by an index. plan: custom, since what is given decides where the index is entered.
-SELECT item.value, {columns}
+SELECT item.value, entry.*
 FROM {index_entries}
-WHERE {in_index} AND entry.durable = %(durable)s
+WHERE {in_index}
     AND (%(after_value)s::text IS NULL OR (item.value, item.key) > (%(after_value)s, %(after_key)s))
 ORDER BY item.value, item.key
 LIMIT %(limit)s;
 
 -- name: query_descending
 -- A page of entries by an index, from the end. plan: custom.
-SELECT item.value, {columns}
+SELECT item.value, entry.*
 FROM {index_entries}
-WHERE {in_index} AND entry.durable = %(durable)s
+WHERE {in_index}
     AND (%(after_value)s::text IS NULL OR (item.value, item.key) < (%(after_value)s, %(after_key)s))
 ORDER BY item.value DESC, item.key DESC
 LIMIT %(limit)s;

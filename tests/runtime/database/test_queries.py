@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -19,12 +20,12 @@ from tests.parts.domain import new_database, opened, settings_of
 
 PACKAGE = Path(kronos_db.__file__).parent
 RUNTIME_SQL = sorted((PACKAGE / "runtime" / "database").glob("*.sql"))
-DOMAIN_SQL = sorted(PACKAGE.glob("*/queries.sql"))
+DOMAIN_SQL = sorted(path for domain in SERVED for path in (PACKAGE / domain).glob("*.sql"))
 
 
 def every_query() -> Iterator[tuple[str, Query]]:
     for domain in SERVED:
-        for path in (*RUNTIME_SQL, PACKAGE / domain / "queries.sql"):
+        for path in (*RUNTIME_SQL, *(path for path in DOMAIN_SQL if path.parent.name == domain)):
             yield from ((domain, query) for query in load_queries(path, domain).values())
 
 
@@ -35,7 +36,7 @@ def served(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_no_query_of_any_domain_is_left_out() -> None:
-    assert {path.parent.name for path in DOMAIN_SQL} == set(SERVED)
+    assert {path.parent.name for path in PACKAGE.glob("*/queries.sql")} == set(SERVED)
     assert [path.name for path in RUNTIME_SQL] == [
         "changes.sql",
         "data_keys.sql",
@@ -47,8 +48,8 @@ def test_no_query_of_any_domain_is_left_out() -> None:
 
 @pytest.fixture(scope="module")
 def databases(served: Settings) -> Iterator[dict[str, Database]]:
-    with opened(served, SERVED[0]) as first:
-        yield {SERVED[0]: first}
+    with ExitStack() as stack:
+        yield {domain: stack.enter_context(opened(served, domain)) for domain in SERVED}
 
 
 @pytest.mark.parametrize(("domain", "query"), list(every_query()), ids=lambda value: getattr(value, "name", value))
