@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import cache, overload, processes, streams, users
+from benchmarks import cache, messages, overload, processes, streams, tokens, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +22,8 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "users": users.rows,
+    "tokens": tokens.rows,
+    "messages": messages.rows,
     "cache": cache.rows,
     "processes": processes.rows,
     "streams": streams.rows,
@@ -52,6 +54,17 @@ as its floor.
 to warm up. **Cold** ones are drawn from the others, none of them twice, so no cache knows them; PostgreSQL's own pages
 are warm. All interceptors are on.
 
+**Rows of checks.** 20 lines of roles, each ten deep, and users with five grants of them in different scopes. Every
+other question is allowed, by the first role of a line: all ten are between it and the grant. From copies: 8,000 users,
+after a time to warm up. Not in copies: each user is asked about once. The decisions a second of BatchCheckPermissions
+are those of eight connections with one batch each in flight, about the same 8,000 users. With 1,000,000 users beside
+1,000: two servers, asked in turn.
+
+**Rows of tokens.** 2 processes. 8,000 tokens of 3,000,000 are hot, others are asked for once. **With 3,000,000 stored
+beside 10,000** is asked one at a time, so that the database shows and not the queue. A token's subject is a user of
+UsersService where the server can tell whether users are active, else a service. While the tokens of one subject are
+revoked, others are introspected without a pause.
+
 **Rows of the cache.** Values have 100 bytes. "GetEntries of 100 keys" asks for 8,000 hot keys in random order.
 "PutEntries of 100" overwrites 50,000 keys again and again; its floor is one redis-py client (with hiredis) that does
 the same by SETs in pipelines of 100, to the Redis beside the server, without versions and without anybody being told.
@@ -61,6 +74,12 @@ arrived, on a machine where the generator and PostgreSQL need cores too; with 2 
 each" takes that out: calls, divided by the processor seconds of the serving processes (user and system) in which they
 were answered, times the number of processes. It is what they would do if each had a core and nobody took of it. It
 falls below 2 as far as a call gets dearer because there is another process.
+
+**Rows of messages.** "Plain SQL" is a queue as pgmq publishes it (`benchmarks/plain_queue.py`), over four connections
+of one process to the same PostgreSQL: no caller, no seal, no lease token, no history, no answer that is remembered for
+a repeat. Payloads have 100 bytes. The raw INSERT writes the rows of the messages alone. The snapshot is held by an idle
+REPEATABLE READ transaction; as many messages as stand in the row were put in and removed while it was open, all of
+which PostgreSQL has to keep.
 
 **Express + Sequelize** (`benchmarks/express`) serves the same row of the same PostgreSQL as JSON over HTTP/1.1, with as
 many processes and connections, 64 kept-alive connections with one call each, and a generator of the same kind. It does

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from kronos.users.v1 import users_pb2 as pb
 
+from benchmarks import permissions
 from benchmarks.load import Outcome
 from benchmarks.stand import Row, Stand, at_least, at_most, echo, run_load, settle, stand
 
@@ -41,6 +42,7 @@ def rows() -> Iterator[Row]:
         first, last = _pages(on, ids[0])
         yield at_most("users: ListUsers, page 1,000 beside page 1, p50", last, "ms", first, 1.3)
         yield from _memory(on, ids)
+    yield from permissions.rows()
 
 
 def _create(on: Stand) -> tuple[list[str], float]:

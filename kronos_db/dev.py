@@ -104,7 +104,7 @@ def _make_secrets(folder: Path) -> dict[str, str]:
         _write_private(token, new_token())
     hashed = hash_token(token.read_text(encoding="ascii"), FileMasterKeys(master_key))
     if not access.exists() or hashed not in _tokens_of(access):
-        _write_private(access, f'[callers.{CALLER}]\ntokens = ["{hashed}"]\nallow = ["*"]\n')
+        _write_private(access, f'[callers.{CALLER}]\ntokens = ["{hashed}"]\nallow = ["*"]\nmay = ["*"]\n')
     return {
         "master_key_file": str(master_key),
         "postgres_role_secret_file": str(role_secret),

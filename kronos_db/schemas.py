@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,9 @@ from kronos_db.runtime.database.pool import Pool, PoolLimits
 from kronos_db.runtime.errors import OverloadedError, UnavailableError
 
 # The domains that have code: their migrations stand in the folder of the same name.
-SERVED: Sequence[str] = ("users", "cache")
+SERVED: Sequence[str] = ("users", "tokens", "messages", "cache")
+# Settings of a domain's role. Queues are empty now and full then, and a plan made for an empty table stays.
+_ROLE_SETTINGS: Mapping[str, Mapping[str, str]] = {"messages": {"enable_seqscan": "off"}}
 _MINIMUM_SECRET = 32
 # Seconds that the server may be silent beyond the time that a statement may take.
 _SILENCE_MARGIN = 5.0
@@ -129,12 +131,14 @@ def _access(settings: Settings, domain: str) -> tuple[str, Role]:
         login = login_of(own)
         if login is None:
             raise SettingsError(f"KRONOS_DB_{domain.upper()}_DSN: must name a role.")
-        return own, Role(*login)
+        return own, Role(*login, _ROLE_SETTINGS.get(domain, {}))
     if settings.postgres_dsn is None:
         raise SettingsError(f"KRONOS_DB_POSTGRES_DSN or KRONOS_DB_{domain.upper()}_DSN is required.")
     role = f"kronos_{domain}"
     password = _derived_password(settings, role)
-    return as_role(settings.postgres_dsn.get_secret_value(), role, password), Role(role, password)
+    return as_role(settings.postgres_dsn.get_secret_value(), role, password), Role(
+        role, password, _ROLE_SETTINGS.get(domain, {})
+    )
 
 
 def _derived_password(settings: Settings, role: str) -> str:

@@ -1,48 +1,29 @@
-"""Builds the server from its rooms, starts and stops it: the one file that knows every domain."""
+"""Builds the server from its rooms, starts and stops it; `domains.py` knows what stands in them."""
 
 from __future__ import annotations
 
 import gc
 import threading
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
-from kronos.cache.v1 import cache_pb2_grpc
-from kronos.users.v1 import users_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from kronos_db.cache import upkeep as cache_upkeep
-from kronos_db.cache.counting import Counts
-from kronos_db.cache.leasing import Leases
-from kronos_db.cache.lookup import Lookup
-from kronos_db.cache.model import ERRORS as CACHE_ERRORS
-from kronos_db.cache.namespaces import NamespacesStore
-from kronos_db.cache.room import Room
-from kronos_db.cache.service import CacheService
-from kronos_db.cache.store import EntriesStore
 from kronos_db.config import Settings, SettingsError
+from kronos_db.domains import CAPABILITIES, ERRORS, SERVICES, Domains, Parts, Process
 from kronos_db.runtime.affinity import OneCore
 from kronos_db.runtime.cache.caches import Caches
-from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
-from kronos_db.runtime.crypto.sealing import Sealer
-from kronos_db.runtime.database.background import OUTCOMES, BackgroundWork
-from kronos_db.runtime.database.changes import KEPT
 from kronos_db.runtime.database.data_keys import DataKeys
-from kronos_db.runtime.database.database import Database
-from kronos_db.runtime.database.upkeep import upkeep
-from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, KronosError
-from kronos_db.runtime.feed.feed import Feed
+from kronos_db.runtime.errors import KronosError
 from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.access_log import AccessLog
 from kronos_db.runtime.interceptors.authentication import Authentication
@@ -54,36 +35,18 @@ from kronos_db.runtime.interceptors.metrics import Metrics
 from kronos_db.runtime.interceptors.overload import Limits, Overload
 from kronos_db.runtime.interceptors.policy import Policy, load_policy
 from kronos_db.runtime.interceptors.transport import ListenError, Transport, listen, read_credentials
-from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS, Validation
+from kronos_db.runtime.interceptors.validation import Validation
 from kronos_db.runtime.ops import saturation
-from kronos_db.runtime.ops.background import watch_background
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.paging import PageTokens
+from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
-from kronos_db.users.model import ERRORS as USERS_ERRORS
-from kronos_db.users.passwords import Passwords
-from kronos_db.users.service import UsersService
-from kronos_db.users.store import UsersStore
-
-# The service of each domain, by the name that reflection and health know it by.
-SERVICES = {
-    "users": "kronos.users.v1.UsersService",
-    "cache": "kronos.cache.v1.CacheService",
-}
-ERRORS = ErrorTable(
-    RUNTIME_ERRORS,
-    VALIDATION_ERRORS,
-    USERS_ERRORS,
-    CACHE_ERRORS,
-)
-# Seconds for which a domain keeps its changes for those who watch, where it is not as long as the others.
-_CHANGES_KEPT = {"cache": cache_upkeep.CHANGES_KEPT}
 
 _log = structlog.get_logger(__name__)
 
@@ -97,17 +60,6 @@ _MOST_STREAMS = 32
 
 class StartError(KronosError):
     """The server cannot start; the text is one sentence that says why."""
-
-
-class Parts(NamedTuple):
-    """What the runtime has for one domain: its service is built on them."""
-
-    database: Database
-    ring: KeyRing
-    cache: Cache
-    feed: Feed
-    page_tokens: PageTokens
-    redis: RedisServer | None
 
 
 class Server:
@@ -142,15 +94,8 @@ class Server:
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
-        self._background = [
-            work
-            for domain, database in self._databases.items()
-            for work in upkeep(database, _CHANGES_KEPT.get(domain, KEPT))
-        ]
-        self._cache_counts = Counts(self._databases["cache"])
-        self._cache_counts.watch(self.registry)
-        self._background.append(_sweep(self._databases["cache"], self._cache_counts))
-        watch_background(self.registry, self._background, OUTCOMES)
+        self._parking = Parking()
+        self._domains: Domains | None = None
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
         self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
         self._redis = _redis(settings)
@@ -177,7 +122,8 @@ class Server:
             raise StartError(f"KRONOS_DB_OPS_LISTEN: {error}") from error
         if not self._schemas_are_ready(stopped):
             return False
-        self._grpc = self._build()
+        self._domains = self._build_domains()
+        self._grpc = self._build(self._domains)
         self._caches.start()
         self._feeds.start()
         self._grpc.start()
@@ -188,8 +134,7 @@ class Server:
         gc.freeze()
         self._serving.set()
         self._health.start()
-        for work in self._background:
-            work.start()
+        self._domains.start()
         _log.info("serving", grpc=self.grpc_address, ops=self.ops_address)
         return True
 
@@ -208,13 +153,14 @@ class Server:
             # These streams have no end of their own; their callers go on elsewhere.
             self._feeds.close()
             self._conversations.close()
+            self._parking.close()
             ended.wait()
         # Without waiting: a handler that outlasted the drain must not hold up the rest.
         self._workers.shutdown(wait=False)
         self._health.stop()
         self._core.stop()
-        for work in self._background:
-            work.stop()
+        if self._domains is not None:
+            self._domains.stop()
         self._caches.stop()
         if self._redis is not None:
             self._redis.close()
@@ -238,11 +184,29 @@ class Server:
             stopped.wait(_POLL)
         return False
 
-    def _build(self) -> grpc.Server:
-        settings = self._settings
+    def _build_domains(self) -> Domains:
         rings = {domain: KeyRing(domain, self._masters, DataKeys(db)) for domain, db in self._databases.items()}
+        caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
+        watch_cache(self.registry, caches)
+        parts = {
+            domain: Parts(
+                database,
+                rings[domain],
+                caches[domain],
+                self._feeds.open(database, rings[domain].subkey("resume token")),
+                PageTokens(rings[domain].subkey("page token")),
+            )
+            for domain, database in self._databases.items()
+        }
+        process = Process(
+            self._settings, self._masters, self.registry, self._feeds, self._workers, self._parking, self._redis
+        )
+        return Domains(parts, process)
+
+    def _build(self, domains: Domains) -> grpc.Server:
+        settings = self._settings
         registrar = Registrar()
-        self._register_domains(registrar, rings)
+        domains.register(registrar)
         reflection = ReflectionServicer([*SERVICES.values(), "grpc.health.v1.Health"])
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
@@ -256,7 +220,7 @@ class Server:
                 "authentication": self._authentication,
                 "overload": self._overload,
                 "validation": Validation(settings.max_message_bytes),
-                "encryption": Encryption(rings, Marks(), settings.request_id_window),
+                "encryption": Encryption(domains.rings, Marks(), settings.request_id_window),
             },
             self._conversations,
         )
@@ -270,49 +234,8 @@ class Server:
         return server
 
     def _policy(self) -> Policy:
-        return load_policy(_access_file(self._settings), self._paths, _public(self._settings, self._paths))
-
-    def _register_domains(self, registrar: Any, rings: Mapping[str, KeyRing]) -> None:
-        """Build the services; who needs something of another domain gets it here."""
-        parts = self._parts(rings)
-        users_pb2_grpc.add_UsersServiceServicer_to_server(self._users(parts["users"]), registrar)
-        cache_pb2_grpc.add_CacheServiceServicer_to_server(self._cache(parts["cache"]), registrar)
-
-    def _parts(self, rings: Mapping[str, KeyRing]) -> Mapping[str, Parts]:
-        caches = self._caches.open(rings, self._settings.cache_memory_bytes, self._redis)
-        watch_cache(self.registry, caches)
-        return {
-            domain: Parts(
-                database,
-                rings[domain],
-                caches[domain],
-                self._feeds.open(database, rings[domain].subkey("resume token")),
-                PageTokens(rings[domain].subkey("page token")),
-                self._redis,
-            )
-            for domain, database in self._databases.items()
-        }
-
-    def _users(self, parts: Parts) -> UsersService:
-        passwords = Passwords(self._settings.password_memory_kib, self._settings.password_iterations)
-        return UsersService(UsersStore(parts.database), passwords, parts.page_tokens, parts.cache, parts.feed)
-
-    def _cache(self, parts: Parts) -> CacheService:
-        stores = NamespacesStore(parts.database), EntriesStore(parts.database)
-        counts = self._cache_counts
-        return CacheService(
-            stores,
-            Lookup(*stores, parts.cache, Sealer(parts.ring)),
-            Room(parts.database, counts),
-            counts,
-            Leases(parts.ring.subkey("lease")),
-            parts.page_tokens,
-            parts.feed,
-        )
-
-
-def _sweep(database: Database, counts: Counts) -> BackgroundWork:
-    return cache_upkeep.Sweep(database, NamespacesStore(database), counts).work()
+        public = _public(self._settings, self._paths)
+        return load_policy(_access_file(self._settings), self._paths, public, CAPABILITIES)
 
 
 def _access_file(settings: Settings) -> Path:

@@ -25,7 +25,7 @@ from kronos_db.runtime.cache.remote import Remote
 from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.errors import ERROR_DOMAIN, UNKNOWN
 from kronos_db.runtime.ops import saturation
-from kronos_db.runtime.ops.background import watch_background
+from kronos_db.runtime.ops.background import watch_background, watch_lag
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
 from kronos_db.runtime.redis import RedisServer
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = ROOT / "generated" / "kronos.binpb"
 HEAD = "<!-- Made by `python scripts/reference.py write`; do not edit. -->"
 # Field numbers in google/protobuf/descriptor.proto: how comments name what they belong to.
-_MESSAGE, _ENUM, _SERVICE, _FIELD, _VALUE, _METHOD, _NESTED = 4, 5, 6, 2, 2, 2, 3
+_MESSAGE, _ENUM, _SERVICE, _SYNTAX, _FIELD, _VALUE, _METHOD, _NESTED = 4, 5, 6, 12, 2, 2, 2, 3
 _LABELS_OF_FORMATS = frozenset({"le", "quantile"})
 
 
@@ -97,6 +97,7 @@ def metrics_page() -> str:
         domain="example", name="example", success_time=0.0, holds=True, on_end=lambda _listener: None
     )
     watch_background(registry, [work], OUTCOMES)
+    watch_lag(registry, {("example", "example"): lambda: 0.0})
     redis = RedisServer("redis://localhost")
     watch_redis(registry, redis)
     cache = Cache(Board(), Memory(0), Remote(redis, b"example"))
@@ -182,8 +183,12 @@ def contract_page() -> str:
     """Return the page of every service, message and enum of the contract, with rules and marks."""
     files = descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes()).file
     ours = [ContractFile(file) for file in files if file.package.startswith("kronos.")]
-    # Domains first; the options are for whoever reads the marks.
-    ours.sort(key=lambda file: (file.package.startswith("kronos.options."), file.package))
+    # Domains first, of each the file with its service; the options are for whoever reads the marks.
+    ours.sort(key=lambda file: (file.package.startswith("kronos.options."), file.package, not file.has_service))
+    packages = dict.fromkeys(file.package for file in ours)
+    texts = [
+        f"## {package}\n\n" + "".join(file.text() for file in ours if file.package == package) for package in packages
+    ]
     return (
         f"""# The contract
 
@@ -195,7 +200,7 @@ the contract imports, for `grpcurl -protoset`, `buf curl --schema` or `@grpc/pro
 and opened in answers; `HASHED` is replaced by its keyed hash; `REDACTED` never shows in a log line or error text.
 Values with one index can be compared for equality without being opened.
 
-{"".join(file.text() for file in ours)}""".rstrip()
+{"".join(texts)}""".rstrip()
         + "\n"
     )
 
@@ -205,6 +210,7 @@ class ContractFile:
 
     def __init__(self, file: descriptor_pb2.FileDescriptorProto) -> None:
         self.package = file.package
+        self.has_service = bool(file.service)
         self._file = file
         self._comments = {
             tuple(place.path): one_line(place.leading_comments) for place in file.source_code_info.location
@@ -216,7 +222,7 @@ class ContractFile:
         messages = [self._message(kind, (_MESSAGE, index)) for index, kind in enumerate(self._file.message_type)]
         enums = [self._enum(kind, (_ENUM, index)) for index, kind in enumerate(self._file.enum_type)]
         marks = [self._extensions()] if self._file.extension else []
-        return f"## {self.package}\n\n" + "".join([*services, *marks, *messages, *enums])
+        return f"{self._comment(_SYNTAX)}\n\n" + "".join([*services, *marks, *messages, *enums])
 
     def _comment(self, *path: int) -> str:
         return self._comments.get(path, "")

@@ -12,10 +12,10 @@ import pytest
 from kronos.users.v1 import users_pb2 as pb
 
 from kronos_db.config import CONFIG_FILE, Settings, environment_name
+from kronos_db.domains import CAPABILITIES, ERRORS
 from kronos_db.runtime.errors import UNKNOWN, Code
 from kronos_db.runtime.interceptors.chain import ORDER
 from kronos_db.runtime.interceptors.policy import load_policy
-from kronos_db.server import ERRORS
 from tests.parts.serving import Serving
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +97,8 @@ def test_reasons_exist(page: Path) -> None:
     reasons = {answer.reason for answer in ERRORS.rows.values()} | {UNKNOWN.reason}
     prefixes = (
         "KRONOS_",
+        "CHECK_REASON_",
+        "WATCHED_KIND_",
         "USER_EVENT_",
         "USER_ORDER_",
         "USER_STATE_",
@@ -107,9 +109,20 @@ def test_reasons_exist(page: Path) -> None:
         "LEASE_OUTCOME_",
         "FILL_OUTCOME_",
         "PASSWORD_OUTCOME_",
+        "TOKEN_KIND_",
+        "TOKEN_STATE_",
+        "SUBJECT_KIND_",
+        "INACTIVE_REASON_",
+        "CHECK_OUTCOME_",
+        "ROTATION_OUTCOME_",
         "PROTECTION_",
         "NORMALIZATION_",
         "WORKLOAD_",
+        "MESSAGE_STATE_",
+        "FAILURE_KIND_",
+        "DEATH_CAUSE_",
+        "OUTCOME_",
+        "CANCELLATION_",
     )
     for span in spans(page):
         if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", span) and not span.startswith(prefixes):
@@ -170,7 +183,7 @@ def test_every_metric_of_a_server_has_its_row(serving: Serving) -> None:
 
 
 def test_the_example_of_an_access_file_is_one(serving: Serving) -> None:
-    policy = load_policy(ROOT / "deploy" / "access.example.toml", serving.server._paths)
+    policy = load_policy(ROOT / "deploy" / "access.example.toml", serving.server._paths, capabilities=CAPABILITIES)
     assert "kronos.users.v1.UsersService/VerifyPassword" in policy.allowed["auth-service"]
 
 

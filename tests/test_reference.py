@@ -13,7 +13,7 @@ import pytest
 from kronos.users.v1 import users_pb2
 
 from kronos_db.config import Settings, environment_name
-from kronos_db.server import ERRORS
+from kronos_db.domains import ERRORS
 
 ROOT = Path(__file__).resolve().parent.parent
 

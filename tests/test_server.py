@@ -21,10 +21,11 @@ from kronos.users.v1 import users_pb2 as pb
 from kronos_db import fleet
 from kronos_db import server as server_module
 from kronos_db.config import Settings, SettingsError
+from kronos_db.domains import ERRORS, SERVICES
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.interceptors.authentication import hash_token, new_token
 from kronos_db.runtime.interceptors.policy import PolicyError
-from kronos_db.server import ERRORS, SERVICES, Server, StartError
+from kronos_db.server import Server, StartError
 from tests.parts.eventually import eventually
 from tests.parts.refusal import refused
 from tests.parts.serving import Serving, make_secrets

@@ -105,6 +105,11 @@ class Counts:
                 self._due = time.monotonic() + _INTERVAL
                 self._lock.release()
 
+    def tell(self) -> None:
+        """Tell PostgreSQL what was not told yet, unless it is away: for a process that is about to end."""
+        with self._lock, suppress(KronosError):
+            self._tell()
+
     def stats(self, namespace: Namespace) -> tuple[Stats, list[tuple[str, int]]]:
         """Return what all processes have told of a namespace, this one too, and the keys that are asked for most."""
         with self._lock:

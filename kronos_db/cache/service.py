@@ -255,7 +255,7 @@ class CacheService(CacheServiceServicer):
         names = frozenset(request.namespaces)
         told = Told(sorted(names))
         wanted = Wanted(model.KINDS, names)
-        self._feed.watch(outlet, request.resume_token, wanted, told.change, told.gap)
+        self._feed.watch(outlet, request.resume_token, wanted, told.change, make_gap=told.gap)
 
     def GetCacheStats(
         self, request: pb.GetCacheStatsRequest, context: grpc.ServicerContext

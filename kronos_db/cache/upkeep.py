@@ -36,10 +36,7 @@ class Sweep:
         self._queries = load_queries(QUERIES, "cache")
         self._hands: dict[str, str] = {}
         self._index_hands: dict[str, tuple[int, str, str]] = {}
-
-    def work(self) -> BackgroundWork:
-        """Return the background work."""
-        return BackgroundWork(self._database, "sweep", INTERVAL, self.run)
+        self.work = BackgroundWork(database, "sweep", INTERVAL, self.run)
 
     def run(self, held: Held) -> None:
         """Sweep every namespace a bit further."""

@@ -52,7 +52,7 @@ class Arrived(Protocol):
         """Whether running it does nothing but answer why."""
 
     def left(self) -> None:
-        """Take note that the caller left before its request came: it will not be run."""
+        """Take note that the caller left before its request came, or while it waited: it will not be run."""
 
 
 class Completion:
@@ -117,8 +117,7 @@ class Reception:
             if request is not None:
                 self._ready(lane, (function, _with_request(arguments, request), completion))
             else:
-                _leave(arguments[_BEHAVIOR])
-                completion.finish()
+                leave(job)
             del function, arguments, completion, request
             self._idle.append(receiver)
             lane, job = receiver.parent.switch()
@@ -145,9 +144,13 @@ def _replaced(arguments: tuple[Any, ...], position: int, value: Any) -> tuple[An
     return (*arguments[:position], value, *arguments[position + 1 :])
 
 
-def _leave(behavior: Any) -> None:
+def leave(job: Job) -> None:
+    """End a call whose caller left before it was run, or while it had stepped aside."""
+    _, arguments, completion = job
+    behavior = arguments[_BEHAVIOR]
     if hasattr(behavior, "left"):
         behavior.left()
+    completion.finish()
 
 
 class _Receiver(greenlet):

@@ -21,15 +21,17 @@ def set_timestamp(timestamp: Timestamp, moment: datetime) -> None:
     timestamp.nanos = since.microseconds * 1000
 
 
-def from_timestamp(request: Any, field: str) -> datetime | None:
-    """Return the Timestamp field of a request as an aware datetime, None when it is not set.
+def from_timestamp(message: Any, field: str, within: str = "") -> datetime | None:
+    """Return the Timestamp field of a message as an aware datetime, None when it is not set.
 
-    Raises BadRequestError when it is outside of the years 0001 to 9999.
+    Raises BadRequestError when it is outside of the years 0001 to 9999; `within` is the path of the message in its
+    request, "" for the request itself.
     """
-    if not request.HasField(field):
+    if not message.HasField(field):
         return None
     try:
-        moment: datetime = getattr(request, field).ToDatetime(tzinfo=UTC)
+        moment: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise BadRequestError.of(field, "must be a time of the years 0001 to 9999") from None
+        path = f"{within}.{field}" if within else field
+        raise BadRequestError.of(path, "must be a time of the years 0001 to 9999") from None
     return moment

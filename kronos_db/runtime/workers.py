@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
@@ -25,7 +26,8 @@ from greenlet import getcurrent, greenlet
 
 from kronos_db.runtime import deadline
 from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError, StatementTimeoutError, UnavailableError
-from kronos_db.runtime.reception import Completion, Job, Lane, Reception
+from kronos_db.runtime.parking import StepAside
+from kronos_db.runtime.reception import Completion, Job, Lane, Reception, leave
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -246,9 +248,12 @@ class _Call(greenlet):
             function, arguments, completion = job
             try:
                 function(*arguments)
+                completion.finish()
+            except StepAside as aside:
+                aside.parked.hold(partial(self.worker.put_back, job), partial(leave, job))
             except Exception:  # noqa: BLE001  # the thread must go on
                 _log.exception("a call ended outside of its chain")
-            completion.finish()
+                completion.finish()
             del function, arguments, completion
             job = self.worker.idle(self)
 
@@ -310,6 +315,10 @@ class _Worker(threading.Thread):
         self._aside.setdefault(gatherer, {}).setdefault(key, []).append(call)
         self._count += 1
         return self._main.switch()
+
+    def put_back(self, job: Job) -> None:
+        """Queue a call that had stepped aside; from any thread."""
+        self._lane.put(job)
 
     def settle(self, call: _Call) -> None:
         """Park `call` until nobody else is set aside."""

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from kronos_db.runtime.errors import Answer, Code, FieldViolation, KronosError
+from kronos_db.users.roles import ROLE_ERRORS
 
 
 class State(enum.IntEnum):
@@ -19,7 +20,7 @@ class State(enum.IntEnum):
 
 
 class Event(enum.StrEnum):
-    """What happened to a user, as those who watch are told."""
+    """What happened to a user, a grant or a role, as those who watch are told."""
 
     CREATED = "created"
     UPDATED = "updated"
@@ -29,10 +30,19 @@ class Event(enum.StrEnum):
     UNDELETED = "undeleted"
     ERASED = "erased"
     PASSWORD_SET = "password_set"  # noqa: S105  # a name
+    ROLE_GRANTED = "role_granted"
+    GRANT_UPDATED = "grant_updated"
+    ROLE_REVOKED = "role_revoked"
+    GRANT_EXPIRED = "grant_expired"
+    ROLE_CREATED = "role_created"
+    ROLE_UPDATED = "role_updated"
+    ROLE_DELETED = "role_deleted"
 
 
-# The kind of record that a user is in the log of changes.
+# The kinds of records in the log of changes. Users and grants are there by the id of the user, roles by their own.
 KIND = "user"
+GRANT_KIND = "grant"
+ROLE_KIND = "role"
 # By which of its names a user is looked up: the id, the normalised username, the blind index of the e-mail.
 Key: TypeAlias = Literal["id", "username", "email"]
 
@@ -157,7 +167,12 @@ class UserStateError(KronosError):
 
 
 class EtagMismatchError(KronosError):
-    """The user changed since the caller read it."""
+    """The user, role or grant changed since the caller read it."""
+
+    @classmethod
+    def of(cls, field: str) -> EtagMismatchError:
+        """Return the error of the etag in `field`."""
+        return cls(violations=[FieldViolation(field, "is not the current one")])
 
 
 class TakenError(KronosError):
@@ -207,11 +222,12 @@ ERRORS: Mapping[type[KronosError], Answer] = {
     UserStateError: Answer(
         Code.FAILED_PRECONDITION, "USER_STATE", "The user is {state}, which does not allow this change."
     ),
-    EtagMismatchError: Answer(Code.ABORTED, "ETAG_MISMATCH", "The user changed since it was read; read it again."),
+    EtagMismatchError: Answer(Code.ABORTED, "ETAG_MISMATCH", "The record changed since it was read; read it again."),
     UserExistsError: Answer(Code.ALREADY_EXISTS, "USER_EXISTS", "Another user has the id given in {field}."),
     UsernameTakenError: Answer(
         Code.ALREADY_EXISTS, "USERNAME_TAKEN", "Another user has the username given in {field}."
     ),
     EmailTakenError: Answer(Code.ALREADY_EXISTS, "EMAIL_TAKEN", "Another user has the e-mail given in {field}."),
     PhoneTakenError: Answer(Code.ALREADY_EXISTS, "PHONE_TAKEN", "Another user has the phone given in {field}."),
+    **ROLE_ERRORS,
 }

@@ -7,22 +7,24 @@ id::text, username, username_key, email, phone, display_name, NULLIF(attributes,
 update_time, delete_time
 
 -- name: get_by_id
--- Users by id; unknown ids are passed over.
+-- Users by id; unknown ids are passed over. The keys are in a query of their own here and in the next two: the planner
+-- is not to see how many there are. Else it finds a plan for just so many cheaper than the prepared one, and plans each
+-- time anew.
 SELECT {columns}
 FROM users.users
-WHERE id = ANY(%(keys)s::uuid[]);
+WHERE id = ANY((SELECT %(keys)s::uuid[])::uuid[]);
 
 -- name: get_by_username
 -- Users by normalised username.
 SELECT {columns}
 FROM users.users
-WHERE username_key = ANY(%(keys)s::text[]);
+WHERE username_key = ANY((SELECT %(keys)s::text[])::text[]);
 
 -- name: get_by_email
 -- Users by the blind index of the e-mail.
 SELECT {columns}
 FROM users.users
-WHERE email_index = ANY(%(keys)s::text[]);
+WHERE email_index = ANY((SELECT %(keys)s::text[])::text[]);
 
 -- name: create
 -- Creates users, and passes over those that conflict with any other, so that the caller can tell which.

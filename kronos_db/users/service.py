@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import grpc
 from google.protobuf.json_format import MessageToDict
@@ -17,14 +17,22 @@ from kronos_db.runtime.crypto.normalization import caseless
 from kronos_db.runtime.database.changes import Noted, tag
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
+from kronos_db.runtime.etags import version_of
 from kronos_db.runtime.feed.feed import Feed
 from kronos_db.runtime.feed.subscription import Wanted
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.outlet import CallOutlet, pushes
 from kronos_db.runtime.paging import PageTokens, page_size
 from kronos_db.runtime.timestamps import from_timestamp, set_timestamp
+from kronos_db.runtime.update_masks import masked_fields
 from kronos_db.users import model
+from kronos_db.users.access import Access
+from kronos_db.users.access_store import AccessStore
+from kronos_db.users.check_service import CheckHandlers
+from kronos_db.users.grant_store import GrantStore
 from kronos_db.users.passwords import Passwords
+from kronos_db.users.role_service import RoleHandlers
+from kronos_db.users.role_store import RoleStore
 from kronos_db.users.store import UsersStore
 
 _MAX_ATTRIBUTES_BYTES = 16 * 1024
@@ -41,6 +49,11 @@ _STATES: Mapping[int, pb.UserState.ValueType] = {
     model.State.SUSPENDED: pb.USER_STATE_SUSPENDED,
 }
 _EVENTS = {event.value: pb.UserEvent.Value(f"USER_EVENT_{event.name}") for event in model.Event}
+_KINDS: Mapping[int, str] = {
+    pb.WATCHED_KIND_USERS: model.KIND,
+    pb.WATCHED_KIND_GRANTS: model.GRANT_KIND,
+    pb.WATCHED_KIND_ROLES: model.ROLE_KIND,
+}
 # Every answer that holds the changed user has the same shape.
 Changed = TypeVar(
     "Changed",
@@ -53,13 +66,31 @@ Changed = TypeVar(
 )
 
 
-class UsersService(UsersServiceServicer):
-    """The handlers of the contract `kronos.users.v1`."""
+class Stores(NamedTuple):
+    """What the service asks and tells."""
+
+    users: UsersStore
+    roles: RoleStore
+    grants: GrantStore
+    access: AccessStore
+
+
+class UsersService(RoleHandlers, CheckHandlers, UsersServiceServicer):
+    """The handlers of the contract `kronos.users.v1`: those of users here, the others in the modules of the bases."""
 
     def __init__(
-        self, store: UsersStore, passwords: Passwords, page_tokens: PageTokens, cache: Cache, feed: Feed
+        self,
+        stores: Stores,
+        access: Access,
+        passwords: Passwords,
+        *,
+        page_tokens: PageTokens,
+        cache: Cache,
+        feed: Feed,
     ) -> None:
-        self._store = store
+        RoleHandlers.__init__(self, stores.roles, stores.grants, page_tokens)
+        CheckHandlers.__init__(self, access, stores.access, page_tokens)
+        self._store = stores.users
         self._passwords = passwords
         self._page_tokens = page_tokens
         self._feed = feed
@@ -121,11 +152,11 @@ class UsersService(UsersServiceServicer):
 
     def UpdateUser(self, request: pb.UpdateUserRequest, context: grpc.ServicerContext) -> pb.UpdateUserResponse:
         """Change the fields that the mask names."""
-        fields = _masked_fields(request)
+        fields = masked_fields(request.update_mask, request.user, "user", _UPDATABLE)
         values = _new_user(request.user, "user")
         if "username" in fields:
             _named(values)
-        change = model.Change(values.id, _version(request.user.etag, "user.etag"), fields, values)
+        change = model.Change(values.id, version_of(request.user.etag, "user.etag"), fields, values)
         return self._store.update(change, _changed(context, pb.UpdateUserResponse))
 
     def SuspendUser(self, request: pb.SuspendUserRequest, context: grpc.ServicerContext) -> pb.SuspendUserResponse:
@@ -155,13 +186,13 @@ class UsersService(UsersServiceServicer):
         mutation: Mutation[model.User, pb.EraseUserResponse] = Call.of(context).mutation(
             pb.EraseUserResponse, lambda _user: pb.EraseUserResponse()
         )
-        return self._store.erase(request.id.lower(), _version(request.etag, "etag"), mutation)
+        return self._store.erase(request.id.lower(), version_of(request.etag, "etag"), mutation)
 
     def SetPassword(self, request: pb.SetPasswordRequest, context: grpc.ServicerContext) -> pb.SetPasswordResponse:
         """Hash and keep a password."""
         hashed = self._passwords.hash(request.password)
         mutation = _changed(context, pb.SetPasswordResponse)
-        return self._store.set_password_hash(request.id.lower(), _version(request.etag, "etag"), hashed, mutation)
+        return self._store.set_password_hash(request.id.lower(), version_of(request.etag, "etag"), hashed, mutation)
 
     def VerifyPassword(
         self, request: pb.VerifyPasswordRequest, context: grpc.ServicerContext
@@ -179,9 +210,8 @@ class UsersService(UsersServiceServicer):
 
     @pushes
     def WatchUsers(self, request: pb.WatchUsersRequest, outlet: CallOutlet) -> None:
-        """Push changes of users."""
-        ids = frozenset(user_id.lower() for user_id in request.user_ids)
-        self._feed.watch(outlet, request.resume_token, Wanted(frozenset({model.KIND}), ids), _watched)
+        """Push changes of users, grants and roles."""
+        self._feed.watch(outlet, request.resume_token, _wanted(request), _watched)
 
     def _load(self, key: model.Key, values: Sequence[str]) -> Mapping[str, Loaded]:
         """Read users for the cache: each depends on itself alone, under whichever name it was asked for."""
@@ -210,7 +240,7 @@ class UsersService(UsersServiceServicer):
     def _change_state(
         self, request: Any, transition: model.Transition, mutation: Mutation[model.User, Changed]
     ) -> Changed:
-        return self._store.change_state(request.id.lower(), _version(request.etag, "etag"), transition, mutation)
+        return self._store.change_state(request.id.lower(), version_of(request.etag, "etag"), transition, mutation)
 
     def _listing(self, request: pb.ListUsersRequest, limit: int) -> model.Listing:
         only_deleted = request.state == pb.USER_STATE_DELETED
@@ -232,12 +262,25 @@ def _changed(context: grpc.ServicerContext, answer: type[Changed]) -> Mutation[m
     return Call.of(context).mutation(answer, lambda user: answer(user=_message(user)))
 
 
+def _wanted(request: pb.WatchUsersRequest) -> Wanted:
+    if request.user_ids and pb.WATCHED_KIND_ROLES in request.kinds:
+        raise BadRequestError.of("kinds", "must not name roles beside user_ids: a role belongs to no user")
+    kinds = frozenset(_KINDS[kind] for kind in request.kinds or _KINDS)
+    return Wanted(kinds, frozenset(user_id.lower() for user_id in request.user_ids))
+
+
 def _watched(noted: Noted | None, resume_token: str) -> pb.WatchUsersResponse:
     """Return what is told of a change; of none, how far the stream is."""
     response = pb.WatchUsersResponse(resume_token=resume_token)
     if noted is not None:
-        body, change = noted.change.body, response.change
-        change.user_id = noted.change.record_id
+        kind, record_id, body = noted.change.kind, noted.change.record_id, noted.change.body
+        change = response.change
+        if kind == model.ROLE_KIND:
+            change.role_id = record_id
+        else:
+            change.user_id = record_id
+        if kind == model.GRANT_KIND:
+            change.grant_id, change.role_id = body["grant_id"], body["role_id"]
         change.event = _EVENTS[body["event"]]
         change.etag = str(body["version"])
         set_timestamp(change.change_time, noted.time)
@@ -259,30 +302,6 @@ def _as_key(request: pb.ListUsersRequest) -> str:
 
 def _from_key(key: str) -> bytes:
     return key.encode("latin-1")
-
-
-def _version(etag: str, field: str) -> int | None:
-    if not etag:
-        return None
-    if not etag.isascii() or not etag.isdigit() or len(etag) > 18:  # noqa: PLR2004  # fits bigint
-        raise BadRequestError.of(field, "is not an etag of this server")
-    return int(etag)
-
-
-def _masked_fields(request: pb.UpdateUserRequest) -> Sequence[str]:
-    """Return the fields to change (AIP-134, AIP-161)."""
-    paths = list(request.update_mask.paths)
-    if not paths:
-        paths = [field.name for field, _value in request.user.ListFields() if field.name in _UPDATABLE]
-    if paths == ["*"]:
-        return _UPDATABLE
-    for index, path in enumerate(paths):
-        if path not in _UPDATABLE:
-            known = ", ".join(_UPDATABLE)
-            raise BadRequestError.of(f"update_mask.paths[{index}]", f"must be one of {known}, or * alone")
-    if not paths:
-        raise BadRequestError.of("update_mask", "names nothing to change, and user has no value to change")
-    return paths
 
 
 def _new_user(user: pb.User, path: str) -> model.NewUser:

@@ -14,7 +14,7 @@ from kronos_db.runtime.database.database import Database, Transaction
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.errors import ConflictError, FieldViolation
+from kronos_db.runtime.errors import ConflictError
 from kronos_db.runtime.workers import Gatherer
 from kronos_db.users.model import (
     KIND,
@@ -177,7 +177,7 @@ class UsersStore:
             raise UserNotFoundError
         if params["version"] is not None and user.version != params["version"]:
             field = "user.etag" if query == "update" else "etag"
-            raise EtagMismatchError(violations=[FieldViolation(field, "is not the current one")])
+            raise EtagMismatchError.of(field)
         raise _wrong_state(user)
 
     def _conflict(self, tx: Transaction, new: Sequence[NewUser], created: list[str]) -> Exception:

@@ -24,6 +24,7 @@ _NEVER_ANSWERED = {
     "MigrationChangedError",
     "FleetStartError",
     "LeaseGoneError",
+    "ListenError",
     "MigrationFailedError",
     "SchemaTooNewError",
     "PolicyError",

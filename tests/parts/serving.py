@@ -18,8 +18,9 @@ from kronos_db.server import Server
 
 # What the callers of the tests may call. Hashing is made cheap: its strength is argon2's own concern.
 CALLERS: Mapping[str, str] = {
-    "operator": '["*"]',
+    "operator": '["*"]\nmay = ["tokens.introspect.reason"]',
     "reader": '["kronos.users.v1.UsersService/GetUser", "kronos.users.v1.UsersService/ListUsers"]',
+    "gateway": '["kronos.tokens.v1.TokensService/IntrospectToken", "kronos.tokens.v1.TokensService/CheckToken"]',
 }
 CHEAP = {
     "password_memory_kib": 64,

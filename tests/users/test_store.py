@@ -50,7 +50,7 @@ def admin(admin_dsn: str) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture
 def store(users_database: Database, admin: psycopg.Connection[Any]) -> UsersStore:
-    admin.execute("TRUNCATE users.users, users.credentials, users.idempotency")
+    admin.execute("TRUNCATE users.users, users.grants, users.credentials, users.idempotency")
     return UsersStore(users_database)
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +47,10 @@ class MasterKeys(Protocol):
     def current_id(self) -> str:
         """The id of the master key that wraps from now on."""
 
+    @property
+    def ids(self) -> Sequence[str]:
+        """The ids of all master keys, the current one first."""
+
     def wrap(self, key: bytes, context: bytes) -> WrappedKey:
         """Encrypt `key` under the current master key, bound to `context`."""
 
@@ -75,7 +79,8 @@ class FileMasterKeys:
             raise MasterKeyFileError(f"The master key file {path} holds no key.")
         self._keys = keys
         self._ciphers = {name: Xaes256Gcm(derive_key(key, "kronos-db master key: wrap")) for name, key in keys.items()}
-        self.current_id = next(iter(keys))
+        self.ids: Sequence[str] = tuple(keys)
+        self.current_id = self.ids[0]
 
     def __repr__(self) -> str:
         return f"FileMasterKeys({', '.join(self._keys)})"

@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 
 from kronos_db.runtime.database.queries import Query, load_queries
 
-About: TypeAlias = Literal["changes", "copies"]
+About: TypeAlias = Literal["changes", "copies", "ready"]
 
 # Where the body of a change has one more tag: the bundle of those that a change of many records makes old.
 BUNDLE = "bundle"
@@ -125,7 +125,8 @@ def tag(kind: str, record_id: str = "") -> str:
 def channel(domain: str, about: About = "changes") -> str:
     """Return the channel on which processes tell each other that a domain's log has grown.
 
-    About `changes` those who watch are told, about `copies` those whom a write waits for.
+    About `changes` those who watch are told, about `copies` those whom a write waits for, and that there is something
+    `ready` those who wait for work.
     """
     return f"kronos_{domain}_{about}"
 

@@ -195,6 +195,13 @@ class Database:
         replies: list[Reply] = written.reply
         return replies
 
+    def transact(self, work: Callable[[Transaction], Result]) -> Result:
+        """Run `work`, which may be repeated without harm, in one transaction.
+
+        For what changes nothing of which copies are kept, and has no answer to be kept.
+        """
+        return self._attempt(_confirmed(lambda connection: self._transact_once(connection, work)))
+
     def changes_since(self, position: Position, limit: int) -> Page:
         """Return at most `limit` changes that became visible after `position`, in commit order.
 
@@ -294,15 +301,24 @@ class Database:
             results = work(transaction)
             replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
             tags = _tags(transaction.changes)
-            for mutation, reply in zip(mutations, replies, strict=True):
-                # More than its own: which of the changes are of which call is not known here, and costs copies alone.
-                self._idempotency.keep(connection, mutation, reply, tags)
+            # With more tags than their own: which changes are of which call is not known here, and costs copies alone.
+            self._idempotency.keep_all(connection, mutations, replies, tags)
             self._append(connection, transaction.changes)
             commit = connection.execute("COMMIT", binary=True)
             after = self._look_after_commit(connection, tags)
         if commit.statusmessage != "COMMIT":
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
         return _written(replies, tags, after)
+
+    def _transact_once(self, connection: Connection, work: Callable[[Transaction], Result]) -> Result:
+        with _rolled_back_on_error(connection), connection.pipeline():
+            connection.execute("BEGIN", binary=True)
+            self._limit_statements(connection)
+            result = work(Transaction(connection))
+            commit = connection.execute("COMMIT", binary=True)
+        if commit.statusmessage != "COMMIT":
+            raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
+        return result
 
     def _limit_statements(self, connection: Connection) -> None:
         """Limit the statements of the transaction that was begun; sent with what follows.

@@ -75,6 +75,27 @@ class Idempotency:
         }
         connection.execute(self._queries["keep"].text, params, binary=True)
 
+    def keep_all(
+        self,
+        connection: Connection,
+        mutations: Sequence[Mutation[Result, Reply]],
+        replies: Sequence[Reply],
+        tags: Sequence[str],
+    ) -> None:
+        """Queue the rows that hold `replies`, as `keep` does, with one statement."""
+        if random.randrange(_PURGE_ODDS) < len(mutations):
+            connection.execute(self._queries["purge"].text, binary=True)
+        params = {
+            "callers": [mutation.caller for mutation in mutations],
+            # As texts that PostgreSQL takes apart: psycopg would look at each value to make an array of them.
+            "request_ids": f"{{{','.join([mutation.request_id.hex for mutation in mutations])}}}",
+            "fingerprints": [mutation.fingerprint for mutation in mutations],
+            "replies": [mutation.encode(reply) for mutation, reply in zip(mutations, replies, strict=True)],
+            "tags": tags,
+            "windows": f"{{{','.join([str(mutation.window) for mutation in mutations])}}}",
+        }
+        connection.execute(self._queries["keep_all"].text, params, binary=True)
+
     def recall(self, connection: Connection, mutation: Mutation[Result, Reply]) -> Earlier[Reply] | None:
         """Return the stored answer of this call, or None when it was never answered.
 

@@ -6,6 +6,14 @@ VALUES (
     now() + make_interval(secs => %(window)s)
 );
 
+-- name: keep_all
+-- Stores the answers of several calls; conflicts like `keep` when any of them was answered before.
+INSERT INTO {schema}.idempotency (caller, request_id, fingerprint, reply, tags, expire_time)
+SELECT caller, request_id, fingerprint, reply, %(tags)s::text[], now() + make_interval(secs => kept)
+FROM unnest(
+    %(callers)s::text[], %(request_ids)s::uuid[], %(fingerprints)b::bytea[], %(replies)b::bytea[], %(windows)s::float8[]
+) AS item (caller, request_id, fingerprint, reply, kept);
+
 -- name: recall
 -- The answer of a call: for its window at least, and until it is purged. The lock makes this a write, whose own commit
 -- waits until a synchronous standby has it, and with it the commit that it tells of.

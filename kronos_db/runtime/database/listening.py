@@ -16,6 +16,7 @@ import psycopg
 import structlog
 from psycopg import sql
 
+from kronos_db.runtime.database.changes import About
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import KronosError
 
@@ -113,7 +114,7 @@ class Notifier:
     def __init__(self) -> None:
         self.failures = 0
         self._lock = threading.Lock()
-        self._due: dict[str, Database] = {}
+        self._due: dict[tuple[str, About], Database] = {}
         self._woken = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
@@ -129,10 +130,10 @@ class Notifier:
         if self._thread.ident is not None:
             self._thread.join(_PATIENCE)
 
-    def changed(self, database: Database) -> None:
+    def changed(self, database: Database, about: About = "changes") -> None:
         """Take note that a write to `database` was committed; returns at once."""
         with self._lock:
-            self._due[database.domain] = database
+            self._due[database.domain, about] = database
         self._woken.set()
 
     def _run(self) -> None:
@@ -141,13 +142,13 @@ class Notifier:
             self._woken.clear()
             with self._lock:
                 due, self._due = self._due, {}
-            for database in due.values():
-                self._notify(database)
+            for (_, about), database in due.items():
+                self._notify(database, about)
             self._stopped.wait(_INTERVAL)
 
-    def _notify(self, database: Database) -> None:
+    def _notify(self, database: Database, about: About) -> None:
         try:
-            database.notify()
+            database.notify(about)
         except KronosError:
             self.failures += 1
         except Exception:  # noqa: BLE001  # logged: polling goes on

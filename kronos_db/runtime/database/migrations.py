@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,8 @@ class Role:
 
     name: str
     password: str | None
+    # Of its sessions, beside those that all roles have.
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def chain(domain: str, folder: Path) -> Sequence[Migration]:
@@ -222,6 +224,7 @@ class Migrator:
             ("statement_timeout", f"{int(self._statement_timeout * 1000)}ms"),
             ("idle_in_transaction_session_timeout", "60s"),
             ("search_path", "pg_catalog"),
+            *self._role.settings.items(),
         ):
             connection.execute(
                 sql.SQL("ALTER ROLE {} SET {} = {}").format(role, sql.Identifier(name), sql.Literal(value))

@@ -117,15 +117,17 @@ class Feed:
         resume_token: str,
         wanted: Wanted,
         make: MakeMessage,
+        since: Position = NOW,
+        *,
         make_gap: MakeGap | None = None,
     ) -> None:
-        """Push to `outlet` what is `wanted` of the changes since `resume_token`, or since now without one.
+        """Push to `outlet` what is `wanted` of the changes since `resume_token`; without one, since `since`.
 
-        Where changes are lost, a stream with `make_gap` is told so and goes on; one without ends.
-        The first message has no change and tells the position. Returns at once. Raises ResumeTokenError,
+        By default that is from now on. The first message has no change and tells the position. Where changes are lost,
+        a stream with `make_gap` is told so and goes on; one without ends. Returns at once. Raises ResumeTokenError,
         TooManyStreamsError or ShuttingDownError; whatever comes later ends the stream.
         """
-        position = self._tokens.read(resume_token) if resume_token else NOW
+        position = self._tokens.read(resume_token) if resume_token else since
         self._streams.enter(outlet.caller)
         terms = Terms(wanted, make, self._tokens, make_gap)
         subscription = Subscription(outlet, terms, position, self._pusher.wake)

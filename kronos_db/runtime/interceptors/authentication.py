@@ -20,6 +20,7 @@ _PURPOSE = "access-token"
 _SCHEME = "hmac-sha256"
 _BEARER = "bearer "
 _MOST_REMEMBERED = 1024
+_NOTHING: frozenset[str] = frozenset()
 # Set by gRPC only when the verified client certificate has exactly one URI SAN and it is a SPIFFE id.
 _SPIFFE_PROPERTY = "peer_spiffe_id"
 
@@ -79,6 +80,7 @@ class Authentication:
                 raise UnauthenticatedError
             if path not in known.policy.allowed[caller]:
                 raise PermissionDeniedError(metadata={"method": path, "caller": caller})
+            call.capabilities = known.policy.may.get(caller, _NOTHING)
 
         return begin
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 from uuid import UUID, uuid4
 
 import grpc
 from google.protobuf.message import Message
 
 from kronos_db.runtime.database.idempotency import Mutation, Result
+from kronos_db.runtime.errors import OverloadedError
 from kronos_db.runtime.interceptors.method import Method
+from kronos_db.runtime.parking import Parked
 
 Answer = TypeVar("Answer", bound=Message)
 # What passes each message of a call on its way: returns it, or another in its place, and refuses by raising.
@@ -19,6 +21,16 @@ Step: TypeAlias = "Callable[[Any, Call], Any]"
 
 # Seconds for which the answer of a write without request_id is kept: its own attempts alone can ask for it.
 _OWN_WINDOW = 600.0
+
+
+class Standby(Protocol):
+    """The room that calls take up while they wait without a thread, in place of that of calls that run."""
+
+    def leave(self) -> bool:
+        """Move a call to those that wait; return False when there is no room."""
+
+    def back(self) -> None:
+        """Move it back."""
 
 
 class Call:
@@ -29,6 +41,7 @@ class Call:
 
     __slots__ = (
         "caller",
+        "capabilities",
         "code",
         "context",
         "deadline",
@@ -37,9 +50,12 @@ class Call:
         "method",
         "request_id",
         "request_id_window",
+        "standby",
         "started",
         "taken",
         "validate_only",
+        "waited",
+        "waiting",
         "write_id",
     )
 
@@ -54,6 +70,8 @@ class Call:
         self.request_id = ""
         # Who calls, as the access policy names it; empty until authentication.
         self.caller = ""
+        # What the access policy grants it beside the method.
+        self.capabilities: frozenset[str] = frozenset()
         # The canonical code that the call ended with.
         self.code = "OK"
         # time.monotonic() at which the caller stops waiting; None when it never does.
@@ -63,6 +81,10 @@ class Call:
         self.write_id: UUID | None = None
         self.validate_only = False
         self.request_id_window = 0.0
+        # Of a call that may wait without a thread: its room, whether it waits, and what its handler left for later.
+        self.standby: Standby | None = None
+        self.waiting = False
+        self.waited: Any = None
 
     @staticmethod
     def of(context: object) -> Call:
@@ -71,16 +93,42 @@ class Call:
             raise TypeError("handlers run in the chain alone")
         return context
 
-    def mutation(self, answer: type[Answer], reply: Callable[[Result], Answer]) -> Mutation[Result, Answer]:
-        """Return what the database needs to answer this mutating call once; `reply` makes the answer of a result."""
+    def may(self, capability: str) -> bool:
+        """Tell whether the access policy grants the caller a capability: `may` of the access file."""
+        return capability in self.capabilities
+
+    def step_aside(self, parked: Parked) -> NoReturn:
+        """Wait without a thread until `parked` is woken: then the call runs anew. Raises OverloadedError."""
+        if self.standby is None or not self.standby.leave():
+            raise OverloadedError("as many calls wait as may", retry_after=1.0)
+        self.waiting = True
+        parked.step_aside()
+
+    def come_back(self) -> None:
+        """Take note that the call is run, for the first time or after it had stepped aside."""
+        if self.waiting and self.standby is not None:
+            self.waiting = False
+            self.standby.back()
+
+    def mutation(
+        self,
+        answer: type[Answer],
+        reply: Callable[[Result], Answer],
+        encode: Callable[[Any], bytes] | None = None,
+        decode: Callable[[bytes], Any] | None = None,
+    ) -> Mutation[Result, Answer]:
+        """Return what the database needs to answer this mutating call once; `reply` makes the answer of a result.
+
+        `encode` and `decode` keep the answer in another form than its own.
+        """
         return Mutation(
             caller=self.caller,
             # A call without request_id gets one of its own: a lost COMMIT is resolved by it all the same.
             request_id=self.write_id or uuid4(),
             fingerprint=self.fingerprint,
             reply=reply,
-            encode=_encode,
-            decode=answer.FromString,
+            encode=encode or _encode,
+            decode=decode or answer.FromString,
             window=self.request_id_window if self.write_id else min(self.request_id_window, _OWN_WINDOW),
             validate_only=self.validate_only,
         )

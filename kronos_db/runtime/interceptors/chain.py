@@ -23,6 +23,7 @@ from kronos_db.runtime.interceptors.call import Call, Step
 from kronos_db.runtime.interceptors.conversation import Conversations
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.interceptors.pushed import run_pushed
+from kronos_db.runtime.parking import StepAside
 
 Message: TypeAlias = Any
 Handler: TypeAlias = Callable[..., Any]
@@ -232,6 +233,7 @@ class _Arrived:
         self._run = run
 
     def __call__(self, request: Any, _context: grpc.ServicerContext, *send: Callable[[Any], None]) -> Any:
+        self.call.come_back()
         if self.refusal is not None:
             try:
                 raise self.refusal
@@ -246,7 +248,8 @@ class _Arrived:
         return self.refusal is not None
 
     def left(self) -> None:
-        """Take note that the caller left before its request came."""
+        """Take note that the caller left before its request came, or while the call had stepped aside."""
+        self.call.come_back()
         self.end(grpc.RpcError("the caller left"))
 
     def end(self, error: BaseException | None) -> BaseException | None:
@@ -267,6 +270,9 @@ def _run_unary(handler: Handler) -> Run:
     def run(arrived: _Arrived, request: Any) -> Any:
         try:
             response = handler(request, arrived.call)
+        except StepAside:
+            # Not over: it runs again.
+            raise
         except BaseException as error:  # noqa: BLE001  # the errors interceptor decides
             raise arrived.end(error) or error from None
         failure = arrived.end(None)

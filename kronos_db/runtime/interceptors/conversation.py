@@ -71,6 +71,8 @@ class Replies:
         self._in_flight = False
         self._sent_at = 0.0
         self._completing = False
+        # Called when a message was taken; on gRPC's thread, so it must return at once.
+        self.on_taken: Callable[[], None] = _nothing
 
     @property
     def caller(self) -> str:
@@ -121,6 +123,11 @@ class Replies:
             self._pusher.wake(self)
         if len(self._waiting) < _MOST_WAITING:
             self._drained()
+        self.on_taken()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class Conversations:

@@ -60,6 +60,7 @@ class Overload:
         """Refuse, or take up room and make the deadline known to whatever waits for this call."""
         occupied, pace = self._of(method), self._pace_of(method)
         minimum, wait, lane = self._limits.minimum, self._expected_wait, method.lane
+        standby = self._standby_of(method) if method.room == "call" else None
 
         def begin(call: Call) -> None:
             left = call.context.time_remaining()
@@ -73,6 +74,7 @@ class Overload:
             if not occupied.enter():
                 self._refused(lane.domain, "limit")
                 raise OverloadedError("the domain is at its limit", retry_after=max(_RETRY_AFTER, wait(lane)))
+            call.standby = standby
             deadline.current.set(call.deadline)
 
         return begin
@@ -121,6 +123,11 @@ class Overload:
     def _of(self, method: Method) -> _Occupancy:
         return self._occupied.setdefault((method.domain, method.room), _Occupancy(self._limits.of(method.room)))
 
+    def _standby_of(self, method: Method) -> _Standby:
+        # Those that wait cost memory alone, as idle streams do.
+        waiting = self._occupied.setdefault((method.domain, "push"), _Occupancy(self._limits.of("push")))
+        return _Standby(self._of(method), waiting)
+
     def _pace_of(self, method: Method) -> Pace:
         return self._paces.setdefault(method.path, Pace())
 
@@ -145,6 +152,29 @@ class _Occupancy:
             self.count += 1
             return True
 
+    def enter_again(self) -> None:
+        """Count a call that was let in before, whether there is room or not."""
+        with self._lock:
+            self.count += 1
+
     def leave(self) -> None:
         with self._lock:
             self.count -= 1
+
+
+class _Standby:
+    """Moves calls between those that run and those that wait without a thread."""
+
+    def __init__(self, running: _Occupancy, waiting: _Occupancy) -> None:
+        self._running = running
+        self._waiting = waiting
+
+    def leave(self) -> bool:
+        if not self._waiting.enter():
+            return False
+        self._running.leave()
+        return True
+
+    def back(self) -> None:
+        self._running.enter_again()
+        self._waiting.leave()

@@ -54,5 +54,19 @@ def watch_background(registry: CollectorRegistry, works: Sequence[Work], outcome
     )
 
 
+def watch_lag(registry: CollectorRegistry, lags: Mapping[tuple[str, str], Callable[[], float | None]]) -> None:
+    """Register how far background work is behind: by its domain and name, what tells the seconds.
+
+    None is told by a process that does not do it.
+    """
+    gauges(
+        registry,
+        "kronos_db_background_lag_seconds",
+        "For how long the oldest of what the work is to do has waited; told by the process that does it.",
+        ["domain", "work"],
+        lambda: [(labels, lag) for labels, read in lags.items() if (lag := read()) is not None],
+    )
+
+
 def _counting(runs: Mapping[str, Counter]) -> Callable[[str], None]:
     return lambda outcome: runs[outcome].inc()

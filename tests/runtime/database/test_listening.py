@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
-from kronos_db.runtime.database.changes import Change, channel
+from kronos_db.runtime.database.changes import About, Change, channel
 from kronos_db.runtime.database.database import Database, Transaction
 from kronos_db.runtime.database.listening import Listener, Notifier
 from kronos_db.runtime.errors import UnavailableError
@@ -118,12 +118,12 @@ def test_many_writes_are_few_notifications(
     eventually(lambda: bell.count == 1)
     go = threading.Event()
     notified = Bell()
-    really: Callable[[], None] = database.notify
+    really = database.notify
 
-    def slow() -> None:
+    def slow(about: About) -> None:
         go.wait(5)
         notified()
-        really()
+        really(about)
 
     monkeypatch.setattr(database, "notify", slow)
     for _ in range(500):

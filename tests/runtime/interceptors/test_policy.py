@@ -15,7 +15,7 @@ _OTHER_HASH = "hmac-sha256:mk-1:" + "b" * 43
 
 def _load(folder: Path, text: str) -> Policy:
     (folder / "access.toml").write_text(text)
-    return load_policy(folder / "access.toml", _METHODS)
+    return load_policy(folder / "access.toml", _METHODS, capabilities=["a.whisper", "b.shout"])
 
 
 def test_what_a_file_says(tmp_path: Path) -> None:
@@ -29,6 +29,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
         [callers.bob]
         spiffe_ids = ["spiffe://kronos/bob"]
         allow = ["kronos.a.v1.A/One"]
+        may = ["a.whisper"]
         [callers.nobody]
         """,
     )
@@ -36,10 +37,15 @@ def test_what_a_file_says(tmp_path: Path) -> None:
     assert policy.token_hashes == {_HASH: "ann", _OTHER_HASH: "ann"}
     assert policy.spiffe_ids == {"spiffe://kronos/bob": "bob"}
     assert policy.allowed == {"ann": set(_METHODS[:2]), "bob": {_METHODS[0]}, "nobody": frozenset()}
+    assert policy.may == {"ann": frozenset(), "bob": {"a.whisper"}, "nobody": frozenset()}
 
 
 def test_a_star_allows_everything(tmp_path: Path) -> None:
     assert _load(tmp_path, '[callers.ann]\nallow = ["*"]').allowed["ann"] == frozenset(_METHODS)
+
+
+def test_a_star_grants_everything(tmp_path: Path) -> None:
+    assert _load(tmp_path, '[callers.ann]\nallow = ["*"]\nmay = ["*"]').may["ann"] == {"a.whisper", "b.shout"}
 
 
 _REFUSALS = {
@@ -55,6 +61,11 @@ _REFUSALS = {
     "a star within": ('[callers.ann]\nallow = ["*", "kronos.a.v1.A/O*"]', r"kronos.a.v1.A/O\* names no method"),
     "a star for packages": ('[callers.ann]\nallow = ["kronos.*"]', r"kronos.\* names no method"),
     "empty pattern": ('[callers.ann]\nallow = ["*", ""]', "names no method"),
+    "unknown capability": (
+        '[callers.ann]\nallow = ["*"]\nmay = ["a.whisper", "a.sing"]',
+        "a.sing names no capability of this server; known: a.whisper, b.shout",
+    ),
+    "may no list": ('[callers.ann]\nallow = ["*"]\nmay = "a.whisper"', "may of ann must be a list of texts"),
     "closed names nothing": ('closed = ["x/y"]\n[callers.ann]\nallow = ["*"]', "x/y names no method"),
     "forgotten": ('[callers.ann]\nallow = ["kronos.a.v1.A/*"]', "no caller may call kronos.b.v1.B/Three"),
     "empty file": ("", "no caller may call kronos.a.v1.A/One, kronos.a.v1.A/Two, kronos.b.v1.B/Three"),

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from kronos.users.v1 import roles_pb2 as kronos_dot_users_dot_v1_dot_roles__pb2
 from kronos.users.v1 import users_pb2 as kronos_dot_users_dot_v1_dot_users__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -26,7 +27,7 @@ if _version_not_supported:
 
 
 class UsersServiceStub:
-    """Keeps users. Called by user-service and auth-service.
+    """Keeps users, and what they may do. Called by user-service and auth-service; every service asks CheckPermission.
 
     Every mutating method takes a `request_id`: a repeat of the same request by the same caller within 24 hours gets the
     first answer again and changes nothing; the same id with another body is refused (INVALID_ARGUMENT,
@@ -104,6 +105,71 @@ class UsersServiceStub:
                 request_serializer=kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordRequest.SerializeToString,
                 response_deserializer=kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordResponse.FromString,
                 _registered_method=True)
+        self.CreateRole = channel.unary_unary(
+                '/kronos.users.v1.UsersService/CreateRole',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.CreateRoleRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.CreateRoleResponse.FromString,
+                _registered_method=True)
+        self.GetRole = channel.unary_unary(
+                '/kronos.users.v1.UsersService/GetRole',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.GetRoleRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.GetRoleResponse.FromString,
+                _registered_method=True)
+        self.ListRoles = channel.unary_unary(
+                '/kronos.users.v1.UsersService/ListRoles',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListRolesRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListRolesResponse.FromString,
+                _registered_method=True)
+        self.UpdateRole = channel.unary_unary(
+                '/kronos.users.v1.UsersService/UpdateRole',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.UpdateRoleRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.UpdateRoleResponse.FromString,
+                _registered_method=True)
+        self.DeleteRole = channel.unary_unary(
+                '/kronos.users.v1.UsersService/DeleteRole',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.DeleteRoleRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.DeleteRoleResponse.FromString,
+                _registered_method=True)
+        self.GrantRole = channel.unary_unary(
+                '/kronos.users.v1.UsersService/GrantRole',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.GrantRoleRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.GrantRoleResponse.FromString,
+                _registered_method=True)
+        self.UpdateGrant = channel.unary_unary(
+                '/kronos.users.v1.UsersService/UpdateGrant',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.UpdateGrantRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.UpdateGrantResponse.FromString,
+                _registered_method=True)
+        self.RevokeRole = channel.unary_unary(
+                '/kronos.users.v1.UsersService/RevokeRole',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.RevokeRoleRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.RevokeRoleResponse.FromString,
+                _registered_method=True)
+        self.ListGrants = channel.unary_unary(
+                '/kronos.users.v1.UsersService/ListGrants',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListGrantsRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListGrantsResponse.FromString,
+                _registered_method=True)
+        self.CheckPermission = channel.unary_unary(
+                '/kronos.users.v1.UsersService/CheckPermission',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.CheckPermissionRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.CheckPermissionResponse.FromString,
+                _registered_method=True)
+        self.BatchCheckPermissions = channel.unary_unary(
+                '/kronos.users.v1.UsersService/BatchCheckPermissions',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.BatchCheckPermissionsRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.BatchCheckPermissionsResponse.FromString,
+                _registered_method=True)
+        self.ListUserPermissions = channel.unary_unary(
+                '/kronos.users.v1.UsersService/ListUserPermissions',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListUserPermissionsRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListUserPermissionsResponse.FromString,
+                _registered_method=True)
+        self.ListPermissionHolders = channel.unary_unary(
+                '/kronos.users.v1.UsersService/ListPermissionHolders',
+                request_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListPermissionHoldersRequest.SerializeToString,
+                response_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListPermissionHoldersResponse.FromString,
+                _registered_method=True)
         self.WatchUsers = channel.unary_stream(
                 '/kronos.users.v1.UsersService/WatchUsers',
                 request_serializer=kronos_dot_users_dot_v1_dot_users__pb2.WatchUsersRequest.SerializeToString,
@@ -112,7 +178,7 @@ class UsersServiceStub:
 
 
 class UsersServiceServicer:
-    """Keeps users. Called by user-service and auth-service.
+    """Keeps users, and what they may do. Called by user-service and auth-service; every service asks CheckPermission.
 
     Every mutating method takes a `request_id`: a repeat of the same request by the same caller within 24 hours gets the
     first answer again and changes nothing; the same id with another body is refused (INVALID_ARGUMENT,
@@ -192,7 +258,7 @@ class UsersServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseUser(self, request, context):
-        """Removes a user and its credentials for good, in whatever state it is.
+        """Removes a user, its credentials and its grants for good, in whatever state it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,14 +279,116 @@ class UsersServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def WatchUsers(self, request, context):
-        """Tells what happens to users as it is committed: every change once and in the order of the commits, from now on or
-        from where an earlier stream ended. The stream has no end of its own; whatever ends it, go on with the last
-        `resume_token`. What happened to a user is told, not what the user is now: ask GetUser.
+    def CreateRole(self, request, context):
+        """Creates one role. ALREADY_EXISTS (ROLE_NAME_TAKEN). NOT_FOUND (ROLE_NOT_FOUND) for an unknown parent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
-        OUT_OF_RANGE (RESUME_TOKEN_EXPIRED) when changes since the token are no longer kept, or PostgreSQL failed over or was
-        restored in between: read everything anew. RESOURCE_EXHAUSTED (WATCH_TOO_SLOW) when nothing was read from the stream
-        for 30 seconds though messages waited, (TOO_MANY_STREAMS) when the caller holds too many streams.
+    def GetRole(self, request, context):
+        """Returns one role by id or name. NOT_FOUND (ROLE_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRoles(self, request, context):
+        """Lists roles by name, page by page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateRole(self, request, context):
+        """Changes the fields that the mask names; whoever has the role may what it carries then. ABORTED (ETAG_MISMATCH) when
+        the etag is not the current one. FAILED_PRECONDITION (ROLE_CYCLE) when the role would inherit from itself, with the
+        way there. NOT_FOUND (ROLE_NOT_FOUND), ALREADY_EXISTS (ROLE_NAME_TAKEN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRole(self, request, context):
+        """Removes a role for good. FAILED_PRECONDITION while it is granted (ROLE_GRANTED) or another role inherits from it
+        (ROLE_INHERITED), unless told to end that too. NOT_FOUND (ROLE_NOT_FOUND), ABORTED (ETAG_MISMATCH).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GrantRole(self, request, context):
+        """Gives a role to a user that is not deleted, in a scope. NOT_FOUND (USER_NOT_FOUND, ROLE_NOT_FOUND). ALREADY_EXISTS
+        (GRANT_EXISTS) when the user has the role in that very scope. FAILED_PRECONDITION (TOO_MANY_GRANTS) beyond about
+        1,000 grants of one user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateGrant(self, request, context):
+        """Changes when a grant ends, in one step. ABORTED (ETAG_MISMATCH) when the etag is not the current one. NOT_FOUND
+        (GRANT_NOT_FOUND), also when it has expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeRole(self, request, context):
+        """Takes a role from a user. NOT_FOUND (GRANT_NOT_FOUND), also when it has expired. ABORTED (ETAG_MISMATCH).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGrants(self, request, context):
+        """Lists grants in force that match every filter given, page by page, oldest first. Those of users who are suspended
+        or deleted are among them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckPermission(self, request, context):
+        """Tells whether a user may do something in a scope. Never answered from before a change that was acknowledged, and
+        never beyond an expiry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCheckPermissions(self, request, context):
+        """Answers up to 1,000 questions in their order, each with an answer or an error of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUserPermissions(self, request, context):
+        """Lists all that a user may, page by page: each permission that a role of theirs carries, with its scope. Wildcards
+        are listed as they are, and nothing is left out because something wider covers it. So CheckPermission allows
+        exactly what some entry covers. Empty for a user who is suspended or deleted. NOT_FOUND (USER_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPermissionHolders(self, request, context):
+        """Lists all who may do something in a scope, page by page: exactly the users for whom CheckPermission says so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchUsers(self, request, context):
+        """Tells what happens to users, grants and roles as it is committed: every change once and in the order of the
+        commits, from now on or from where an earlier stream ended. The stream has no end of its own; whatever ends it, go
+        on with the last `resume_token`. What happened is told, not what is now: ask GetUser, GetRole or ListGrants. Events
+        may be added: pass over those that you do not know.
+
+        OUT_OF_RANGE (RESUME_TOKEN_EXPIRED) when changes since the token are no longer kept, or PostgreSQL failed over or
+        was restored in between: read everything anew. RESOURCE_EXHAUSTED (WATCH_TOO_SLOW) when nothing was read from the
+        stream for 30 seconds though messages waited, (TOO_MANY_STREAMS) when the caller holds too many streams.
         UNAVAILABLE (SHUTTING_DOWN) when the server ends. INVALID_ARGUMENT (RESUME_TOKEN_INVALID).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -295,6 +463,71 @@ def add_UsersServiceServicer_to_server(servicer, server):
                     request_deserializer=kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordRequest.FromString,
                     response_serializer=kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordResponse.SerializeToString,
             ),
+            'CreateRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateRole,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.CreateRoleRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.CreateRoleResponse.SerializeToString,
+            ),
+            'GetRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRole,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.GetRoleRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.GetRoleResponse.SerializeToString,
+            ),
+            'ListRoles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRoles,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListRolesRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListRolesResponse.SerializeToString,
+            ),
+            'UpdateRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateRole,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.UpdateRoleRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.UpdateRoleResponse.SerializeToString,
+            ),
+            'DeleteRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRole,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.DeleteRoleRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.DeleteRoleResponse.SerializeToString,
+            ),
+            'GrantRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.GrantRole,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.GrantRoleRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.GrantRoleResponse.SerializeToString,
+            ),
+            'UpdateGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateGrant,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.UpdateGrantRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.UpdateGrantResponse.SerializeToString,
+            ),
+            'RevokeRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeRole,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.RevokeRoleRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.RevokeRoleResponse.SerializeToString,
+            ),
+            'ListGrants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGrants,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListGrantsRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListGrantsResponse.SerializeToString,
+            ),
+            'CheckPermission': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckPermission,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.CheckPermissionRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.CheckPermissionResponse.SerializeToString,
+            ),
+            'BatchCheckPermissions': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCheckPermissions,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.BatchCheckPermissionsRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.BatchCheckPermissionsResponse.SerializeToString,
+            ),
+            'ListUserPermissions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUserPermissions,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListUserPermissionsRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListUserPermissionsResponse.SerializeToString,
+            ),
+            'ListPermissionHolders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPermissionHolders,
+                    request_deserializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListPermissionHoldersRequest.FromString,
+                    response_serializer=kronos_dot_users_dot_v1_dot_roles__pb2.ListPermissionHoldersResponse.SerializeToString,
+            ),
             'WatchUsers': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchUsers,
                     request_deserializer=kronos_dot_users_dot_v1_dot_users__pb2.WatchUsersRequest.FromString,
@@ -309,7 +542,7 @@ def add_UsersServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UsersService:
-    """Keeps users. Called by user-service and auth-service.
+    """Keeps users, and what they may do. Called by user-service and auth-service; every service asks CheckPermission.
 
     Every mutating method takes a `request_id`: a repeat of the same request by the same caller within 24 hours gets the
     first answer again and changes nothing; the same id with another body is refused (INVALID_ARGUMENT,
@@ -657,6 +890,357 @@ class UsersService:
             '/kronos.users.v1.UsersService/VerifyPassword',
             kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordRequest.SerializeToString,
             kronos_dot_users_dot_v1_dot_users__pb2.VerifyPasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/CreateRole',
+            kronos_dot_users_dot_v1_dot_roles__pb2.CreateRoleRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.CreateRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/GetRole',
+            kronos_dot_users_dot_v1_dot_roles__pb2.GetRoleRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.GetRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRoles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/ListRoles',
+            kronos_dot_users_dot_v1_dot_roles__pb2.ListRolesRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.ListRolesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/UpdateRole',
+            kronos_dot_users_dot_v1_dot_roles__pb2.UpdateRoleRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.UpdateRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/DeleteRole',
+            kronos_dot_users_dot_v1_dot_roles__pb2.DeleteRoleRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.DeleteRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrantRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/GrantRole',
+            kronos_dot_users_dot_v1_dot_roles__pb2.GrantRoleRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.GrantRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/UpdateGrant',
+            kronos_dot_users_dot_v1_dot_roles__pb2.UpdateGrantRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.UpdateGrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/RevokeRole',
+            kronos_dot_users_dot_v1_dot_roles__pb2.RevokeRoleRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.RevokeRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGrants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/ListGrants',
+            kronos_dot_users_dot_v1_dot_roles__pb2.ListGrantsRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.ListGrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckPermission(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/CheckPermission',
+            kronos_dot_users_dot_v1_dot_roles__pb2.CheckPermissionRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.CheckPermissionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCheckPermissions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/BatchCheckPermissions',
+            kronos_dot_users_dot_v1_dot_roles__pb2.BatchCheckPermissionsRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.BatchCheckPermissionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUserPermissions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/ListUserPermissions',
+            kronos_dot_users_dot_v1_dot_roles__pb2.ListUserPermissionsRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.ListUserPermissionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPermissionHolders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.users.v1.UsersService/ListPermissionHolders',
+            kronos_dot_users_dot_v1_dot_roles__pb2.ListPermissionHoldersRequest.SerializeToString,
+            kronos_dot_users_dot_v1_dot_roles__pb2.ListPermissionHoldersResponse.FromString,
             options,
             channel_credentials,
             insecure,

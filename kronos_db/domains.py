@@ -1,0 +1,219 @@
+"""Builds the service of every domain of what the runtime has: the one file that knows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from kronos.cache.v1 import cache_pb2_grpc
+from kronos.messages.v1 import messages_pb2_grpc
+from kronos.tokens.v1 import tokens_pb2_grpc
+from kronos.users.v1 import users_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from kronos_db.cache import upkeep as cache_upkeep
+from kronos_db.cache.counting import Counts
+from kronos_db.cache.leasing import Leases
+from kronos_db.cache.lookup import Lookup
+from kronos_db.cache.model import ERRORS as CACHE_ERRORS
+from kronos_db.cache.namespaces import NamespacesStore
+from kronos_db.cache.room import Room
+from kronos_db.cache.service import CacheService
+from kronos_db.cache.store import EntriesStore
+from kronos_db.config import Settings
+from kronos_db.messages.backlog import Backlogs
+from kronos_db.messages.consuming import Consumers
+from kronos_db.messages.enqueuing import Enqueuing
+from kronos_db.messages.inspection import Inspection
+from kronos_db.messages.keeper import Keeper
+from kronos_db.messages.low_water import LowWater
+from kronos_db.messages.model import ERRORS as MESSAGES_ERRORS
+from kronos_db.messages.queues import QueuesStore
+from kronos_db.messages.service import MessagesService
+from kronos_db.messages.store import MessagesStore
+from kronos_db.messages.waiting import Waiting
+from kronos_db.runtime.cache.engine import Cache
+from kronos_db.runtime.crypto.keyring import KeyRing
+from kronos_db.runtime.crypto.master_key import MasterKeys
+from kronos_db.runtime.crypto.sealing import Sealer
+from kronos_db.runtime.database.background import OUTCOMES
+from kronos_db.runtime.database.changes import KEPT, channel
+from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.database.upkeep import upkeep
+from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
+from kronos_db.runtime.feed.feed import Feed
+from kronos_db.runtime.feed.feeds import Feeds
+from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS
+from kronos_db.runtime.ops.background import watch_background, watch_lag
+from kronos_db.runtime.paging import PageTokens
+from kronos_db.runtime.parking import Parking
+from kronos_db.runtime.reception import Lane
+from kronos_db.runtime.redis import RedisServer
+from kronos_db.runtime.workers import Workers
+from kronos_db.tokens.credentials import Credentials
+from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
+from kronos_db.tokens.model import ERRORS as TOKENS_ERRORS
+from kronos_db.tokens.service import TokensService, new_introspection
+from kronos_db.tokens.store import TokensStore
+from kronos_db.tokens.upkeep import Purge
+from kronos_db.tokens.uses import Uses
+from kronos_db.users.access import Access
+from kronos_db.users.access_store import AccessStore
+from kronos_db.users.expiry import upkeep as users_upkeep
+from kronos_db.users.grant_store import GrantStore
+from kronos_db.users.model import ERRORS as USERS_ERRORS
+from kronos_db.users.passwords import Passwords
+from kronos_db.users.role_store import RoleStore
+from kronos_db.users.service import Stores, UsersService
+from kronos_db.users.store import UsersStore
+
+# The service of each domain, by the name that reflection and health know it by.
+SERVICES = {
+    "users": "kronos.users.v1.UsersService",
+    "tokens": "kronos.tokens.v1.TokensService",
+    "messages": "kronos.messages.v1.MessagesService",
+    "cache": "kronos.cache.v1.CacheService",
+}
+ERRORS = ErrorTable(
+    RUNTIME_ERRORS,
+    VALIDATION_ERRORS,
+    USERS_ERRORS,
+    TOKENS_ERRORS,
+    MESSAGES_ERRORS,
+    CACHE_ERRORS,
+)
+# Seconds for which a domain keeps its changes for those who watch, where it is not as long as the others.
+_CHANGES_KEPT = {"cache": cache_upkeep.CHANGES_KEPT}
+# What the access policy may grant beside methods.
+CAPABILITIES = (*TOKENS_CAPABILITIES,)
+
+
+class Parts(NamedTuple):
+    """What the runtime has for one domain: its service is built on them."""
+
+    database: Database
+    ring: KeyRing
+    cache: Cache
+    feed: Feed
+    page_tokens: PageTokens
+
+
+class Process(NamedTuple):
+    """What all domains of a process share."""
+
+    settings: Settings
+    masters: MasterKeys
+    registry: CollectorRegistry
+    feeds: Feeds
+    workers: Workers
+    parking: Parking
+    redis: RedisServer | None
+
+
+class Domains:
+    """The services, and what goes on beside their calls; `rings` has the keys of each domain."""
+
+    def __init__(self, parts: Mapping[str, Parts], process: Process) -> None:
+        self.rings = {domain: part.ring for domain, part in parts.items()}
+        self._process = process
+        self._background = [
+            work for domain, part in parts.items() for work in upkeep(part.database, _CHANGES_KEPT.get(domain, KEPT))
+        ]
+        # Run when calls are about to be answered, and when none runs any more.
+        self._starting: list[Callable[[], None]] = []
+        self._stopping: list[Callable[[], None]] = []
+        # Who needs something of another domain gets it here.
+        access = Access(AccessStore(parts["users"].database), parts["users"].cache)
+        self._users = self._new_users(parts["users"], access)
+        self._tokens = self._new_tokens(parts["tokens"], access)
+        self._messages = self._new_messages(parts["messages"])
+        self._cache = self._new_cache(parts["cache"])
+        watch_background(process.registry, self._background, OUTCOMES)
+
+    def register(self, registrar: Any) -> None:
+        """Register the handlers of all services with what stands in for the server."""
+        users_pb2_grpc.add_UsersServiceServicer_to_server(self._users, registrar)
+        tokens_pb2_grpc.add_TokensServiceServicer_to_server(self._tokens, registrar)
+        messages_pb2_grpc.add_MessagesServiceServicer_to_server(self._messages, registrar)
+        cache_pb2_grpc.add_CacheServiceServicer_to_server(self._cache, registrar)
+
+    def start(self) -> None:
+        """Begin what goes on beside calls."""
+        for start in self._starting:
+            start()
+        for work in self._background:
+            work.start()
+
+    def stop(self) -> None:
+        """End it."""
+        for stop in self._stopping:
+            stop()
+        for work in self._background:
+            work.stop()
+
+    def _new_users(self, parts: Parts, access: Access) -> UsersService:
+        settings, database = self._process.settings, parts.database
+        self._background += users_upkeep(database)
+        stores = Stores(UsersStore(database), RoleStore(database), GrantStore(database), AccessStore(database))
+        passwords = Passwords(settings.password_memory_kib, settings.password_iterations)
+        return UsersService(
+            stores, access, passwords, page_tokens=parts.page_tokens, cache=parts.cache, feed=parts.feed
+        )
+
+    def _new_tokens(self, parts: Parts, access: Access) -> TokensService:
+        ring, store = parts.ring, TokensStore(parts.database)
+        credentials = Credentials(self._process.masters, ring.subkey("token mark"), ring.subkey("jwt id"))
+        uses = self._uses = Uses(store.note_uses)
+        self._starting.append(uses.start)
+        self._stopping.append(uses.stop)
+        purge = Purge(parts.database, store)
+        self._background.append(purge.work)
+        watch_lag(self._process.registry, {("tokens", purge.work.name): lambda: purge.lag})
+        return TokensService(
+            store,
+            credentials,
+            # What others ask of tokens: `Identities(introspection)`.
+            new_introspection(store, credentials, parts.cache, access, uses),
+            access=access,
+            sealer=Sealer(ring),
+            page_tokens=parts.page_tokens,
+            feed=parts.feed,
+        )
+
+    def _new_messages(self, parts: Parts) -> MessagesService:
+        database, process = parts.database, self._process
+        store = MessagesStore(database, LowWater())
+        waiting = Waiting(store, partial(process.feeds.notifier.changed, database, "ready"))
+        process.feeds.listen(database.domain, channel(database.domain, "ready"), waiting.notified)
+        consumers = Consumers(store, waiting, partial(process.workers.post, Lane(database.domain, "call")))
+        self._stopping += [waiting.close, consumers.close]
+        queues = QueuesStore(database, store.queries)
+        self._background += Keeper(store, queues).works()
+        return MessagesService(
+            queues,
+            store,
+            Enqueuing(store, Backlogs()),
+            Inspection(store),
+            waiting,
+            consumers,
+            process.parking,
+            parts.page_tokens,
+            parts.cache,
+        )
+
+    def _new_cache(self, parts: Parts) -> CacheService:
+        stores = NamespacesStore(parts.database), EntriesStore(parts.database)
+        counts = Counts(parts.database)
+        counts.watch(self._process.registry)
+        self._stopping.append(counts.tell)
+        self._background.append(cache_upkeep.Sweep(parts.database, stores[0], counts).work)
+        return CacheService(
+            stores,
+            Lookup(*stores, parts.cache, Sealer(parts.ring)),
+            Room(parts.database, counts),
+            counts,
+            Leases(parts.ring.subkey("lease")),
+            parts.page_tokens,
+            parts.feed,
+        )

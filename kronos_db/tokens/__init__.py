@@ -1,0 +1,1 @@
+"""Tokens: sessions, refresh families, API keys and registered JWTs."""
