@@ -7,7 +7,7 @@ from itertools import count
 
 from kronos.cache.v1 import cache_pb2 as pb
 
-from kronos_db.cache.model import ENTRY_KIND, TAG_KIND
+from kronos_db.cache.model import ENTRY_KIND, LOGGED_SEPARATOR, TAG_KIND
 from kronos_db.cache.store import Versions
 from kronos_db.runtime.database.changes import Noted
 from kronos_db.runtime.timestamps import set_timestamp
@@ -60,7 +60,7 @@ class Told:
         namespace, body = noted.change.record_id, noted.change.body
         if noted.change.kind == ENTRY_KIND:
             response.entries.namespace = namespace
-            response.entries.keys.extend(body["keys"])
+            response.entries.keys.extend(body["keys"].split(LOGGED_SEPARATOR))
         elif noted.change.kind == TAG_KIND:
             response.tags.namespace = namespace
             response.tags.tags.extend(body["tags"])

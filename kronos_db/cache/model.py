@@ -16,6 +16,9 @@ KINDS = frozenset({NAMESPACE_KIND, ENTRY_KIND, TAG_KIND})
 
 # What stands between keys, and between the tags of one, where many are one text; neither may hold it.
 KEY_SEPARATOR, TAG_SEPARATOR = "\x1f", "\x1e"
+# And what stands between keys in the log of changes: the one control character that JSON does not escape. A list of them
+# would be twice as many quotes, which psycopg escapes one by one.
+LOGGED_SEPARATOR = "\x7f"
 
 
 class IndexType(enum.StrEnum):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 from kronos_db.cache.model import (
     ENTRY_KIND,
+    LOGGED_SEPARATOR,
     NOTHING,
     TAG_KIND,
     Ask,
@@ -231,7 +232,7 @@ def _note(tx: Transaction, namespace: Namespace, keys: Sequence[str]) -> None:
     """Note a change of entries: one row whatever their number, for those who watch and for copies."""
     if keys:
         bundle = Board.bundle([entry_tag(namespace.name, key) for key in keys])
-        tx.note(Change(ENTRY_KIND, namespace.name, {"keys": list(keys), BUNDLE: bundle}))
+        tx.note(Change(ENTRY_KIND, namespace.name, {"keys": LOGGED_SEPARATOR.join(keys), BUNDLE: bundle}))
 
 
 def _address(namespace: Namespace) -> dict[str, Any]:

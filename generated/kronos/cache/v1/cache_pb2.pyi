@@ -319,7 +319,9 @@ class Entry(_message.Message):
     value: _builtins.bytes
     """The value."""
     version: _builtins.str
-    """Decimal number that changes with every put and fill of the key, and never comes again."""
+    """Decimal number that changes with every put and fill of the key, and never comes again. Of two puts that overlapped,
+    either may have the greater one.
+    """
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tags, in code point order."""
