@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import logs, messages, overload, processes, routes, streams, tokens, users
+from benchmarks import cache, logs, messages, overload, processes, routes, streams, tokens, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +26,7 @@ PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "logs": logs.rows,
     "routes": routes.rows,
     "messages": messages.rows,
+    "cache": cache.rows,
     "processes": processes.rows,
     "streams": streams.rows,
     "overload": overload.rows,
@@ -74,6 +75,10 @@ revoked, others are introspected without a pause.
 Users whether the user is active and may. Its calls share one user, so all of them count in the same two counters: "a
 rate and a day" waits for PostgreSQL to commit before each answer, "two rates" asks Redis alone. A change of the table
 is live when its call returns: no process answers from before it.
+
+**Rows of the cache.** Values have 100 bytes. "GetEntries of 100 keys" asks for 8,000 hot keys in random order.
+"PutEntries of 100" overwrites 50,000 keys again and again; its floor is one redis-py client (with hiredis) that does
+the same by SETs in pipelines of 100, to the Redis beside the server, without versions and without anybody being told.
 
 **2 processes beside 1** is told twice, with the same load on each process (32 calls in flight). "As seen" is what
 arrived, on a machine where the generator and PostgreSQL need cores too; with 2 cores it cannot come near 2. "A core

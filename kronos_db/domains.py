@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from kronos.cache.v1 import cache_pb2_grpc
 from kronos.logs.v1 import logs_pb2_grpc
 from kronos.messages.v1 import messages_pb2_grpc
 from kronos.routes.v1 import routes_pb2_grpc
@@ -14,6 +15,15 @@ from kronos.users.v1 import users_pb2_grpc
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from kronos_db.cache import upkeep as cache_upkeep
+from kronos_db.cache.counting import Counts
+from kronos_db.cache.leasing import Leases
+from kronos_db.cache.lookup import Lookup
+from kronos_db.cache.model import ERRORS as CACHE_ERRORS
+from kronos_db.cache.namespaces import NamespacesStore
+from kronos_db.cache.room import Room
+from kronos_db.cache.service import CacheService
+from kronos_db.cache.store import EntriesStore
 from kronos_db.config import Settings
 from kronos_db.logs.intake import Intake
 from kronos_db.logs.keys import Keys
@@ -52,7 +62,7 @@ from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.master_key import MasterKeys
 from kronos_db.runtime.crypto.sealing import Sealer
 from kronos_db.runtime.database.background import OUTCOMES
-from kronos_db.runtime.database.changes import channel
+from kronos_db.runtime.database.changes import KEPT, channel
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
@@ -90,6 +100,7 @@ SERVICES = {
     "logs": "kronos.logs.v1.LogsService",
     "routes": "kronos.routes.v1.RoutesService",
     "messages": "kronos.messages.v1.MessagesService",
+    "cache": "kronos.cache.v1.CacheService",
 }
 # Services of other contracts that a domain of ours serves.
 ADOPTED = (OTLP_LOGS,)
@@ -101,7 +112,10 @@ ERRORS = ErrorTable(
     LOGS_ERRORS,
     ROUTES_ERRORS,
     MESSAGES_ERRORS,
+    CACHE_ERRORS,
 )
+# Seconds for which a domain keeps its changes for those who watch, where it is not as long as the others.
+_CHANGES_KEPT = {"cache": cache_upkeep.CHANGES_KEPT}
 # What the access policy may grant beside methods.
 CAPABILITIES = (*TOKENS_CAPABILITIES,)
 
@@ -134,7 +148,9 @@ class Domains:
     def __init__(self, parts: Mapping[str, Parts], process: Process) -> None:
         self.rings = {domain: part.ring for domain, part in parts.items()}
         self._process = process
-        self._background = [work for part in parts.values() for work in upkeep(part.database)]
+        self._background = [
+            work for domain, part in parts.items() for work in upkeep(part.database, _CHANGES_KEPT.get(domain, KEPT))
+        ]
         # Run when calls are about to be answered, and when none runs any more.
         self._starting: list[Callable[[], None]] = []
         self._stopping: list[Callable[[], None]] = []
@@ -145,6 +161,7 @@ class Domains:
         self._logs, self._exports = self._new_logs(parts["logs"])
         self._routes = self._new_routes(parts["routes"], access, Identities(self._tokens.introspection))
         self._messages = self._new_messages(parts["messages"])
+        self._cache = self._new_cache(parts["cache"])
         watch_background(process.registry, self._background, OUTCOMES)
 
     def register(self, registrar: Any) -> None:
@@ -157,6 +174,7 @@ class Domains:
         )
         routes_pb2_grpc.add_RoutesServiceServicer_to_server(self._routes, registrar)
         messages_pb2_grpc.add_MessagesServiceServicer_to_server(self._messages, registrar)
+        cache_pb2_grpc.add_CacheServiceServicer_to_server(self._cache, registrar)
 
     def start(self) -> None:
         """Begin what goes on beside calls."""
@@ -244,6 +262,22 @@ class Domains:
             process.parking,
             parts.page_tokens,
             parts.cache,
+        )
+
+    def _new_cache(self, parts: Parts) -> CacheService:
+        stores = NamespacesStore(parts.database), EntriesStore(parts.database)
+        counts = Counts(parts.database)
+        counts.watch(self._process.registry)
+        self._stopping.append(counts.tell)
+        self._background.append(cache_upkeep.Sweep(parts.database, stores[0], counts).work)
+        return CacheService(
+            stores,
+            Lookup(*stores, parts.cache, Sealer(parts.ring)),
+            Room(parts.database, counts),
+            counts,
+            Leases(parts.ring.subkey("lease")),
+            parts.page_tokens,
+            parts.feed,
         )
 
 

@@ -17,6 +17,7 @@ from kronos.options.v1 import options_pb2
 from prometheus_client import CollectorRegistry
 
 from kronos_db import cli, config, server
+from kronos_db.cache.counting import Counts
 from kronos_db.logs.metrics import watch_records
 from kronos_db.routes.counters import Counters
 from kronos_db.routes.limiter import Limiter
@@ -111,6 +112,9 @@ def metrics_page() -> str:
     watch_records(registry, SimpleNamespace(stored=0, refused=0))
     database: Any = SimpleNamespace(domain="routes")
     watch_routes(registry, Limiter(None, Counters(database)), Table(RoutesStore(database), lambda: None, Board()))
+    counts = Counts(SimpleNamespace())
+    counts.of("example")
+    counts.watch(registry)
     # Those of the interpreter and the process stand after the server's own.
     families = sorted(_families(registry), key=lambda row: (row[0].startswith(("`process_", "`python_")), row[0]))
     return f"""# Metrics

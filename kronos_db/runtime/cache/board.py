@@ -8,9 +8,11 @@ one place cost copies, never truth.
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import mmap
 import os
+import struct
 import threading
 import time
 import zlib
@@ -21,6 +23,8 @@ from typing import NamedTuple
 from uuid import UUID, uuid4
 
 PLACES = 1 << 16
+# What a bundle of tags begins with; no tag does.
+_BUNDLE = "#"
 
 # Words of eight bytes before the places. The epoch grows whenever all copies are void; until VALID_UNTIL (nanoseconds
 # of CLOCK_BOOTTIME) others wait for us before they acknowledge a change; LATEST is the latest moment known here.
@@ -28,6 +32,7 @@ _EPOCH, _VALID_UNTIL, _LATEST, _SINCE, _TIMELINE, _IDENTITY, _HOLDER_HIGH, _HOLD
 _HEADER = 16
 _WORD = 8
 _MASK = (1 << 64) - 1
+_PLACE = struct.Struct(">H")
 
 
 class Mark(NamedTuple):
@@ -84,8 +89,20 @@ class Board:
 
     @staticmethod
     def places(tags: Iterable[str]) -> tuple[int, ...]:
-        """Return the places of `tags`: the same in every process."""
-        return tuple(_HEADER + zlib.crc32(tag.encode()) % PLACES for tag in tags)
+        """Return the places of `tags`, and of those in bundles: the same in every process."""
+        places = []
+        for tag in tags:
+            if tag.startswith(_BUNDLE):
+                places += [_HEADER + place for (place,) in _PLACE.iter_unpack(base64.b64decode(tag[1:]))]
+            else:
+                places.append(_HEADER + zlib.crc32(tag.encode()) % PLACES)
+        return tuple(places)
+
+    @staticmethod
+    def bundle(tags: Iterable[str]) -> str:
+        """Return one tag that stands for all of `tags` in a change of many records: their places, without names."""
+        places = sorted({zlib.crc32(tag.encode()) % PLACES for tag in tags})
+        return _BUNDLE + base64.b64encode(struct.pack(f">{len(places)}H", *places)).decode()
 
     def mark(self) -> Mark | None:
         """Return what a reading that begins now carries; None when nothing may be kept."""

@@ -22,6 +22,9 @@ from kronos_db.runtime.database.queries import Query, load_queries
 
 About: TypeAlias = Literal["changes", "copies", "ready"]
 
+# Where the body of a change has one more tag: the bundle of those that a change of many records makes old.
+BUNDLE = "bundle"
+
 # Kept for those who watch and were away, in seconds.
 KEPT = 7 * 86_400.0
 _MOST_IN_PROGRESS = 0xFFFF
@@ -42,8 +45,15 @@ class Change:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """What copies may depend on that this change makes old: the record, and all records of its kind."""
-        return (tag(self.kind, self.record_id), tag(self.kind)) if self.copied else ()
+        """What copies may depend on that this change makes old: the record, and all records of its kind.
+
+        A change of many records at once names what they are part of, and has a bundle (`Board.bundle`) of their tags.
+        """
+        if not self.copied:
+            return ()
+        own = tag(self.kind, self.record_id), tag(self.kind)
+        bundle = self.body.get(BUNDLE)
+        return own if bundle is None else (*own, bundle)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,14 @@ _CHANGES_INTERVAL = 600.0
 _IDEMPOTENCY = Path(__file__).with_name("idempotency.sql")
 
 
-def upkeep(database: Database) -> list[BackgroundWork]:
-    """Return what is to be done for the schema of `database`."""
+def upkeep(database: Database, kept: float = KEPT) -> list[BackgroundWork]:
+    """Return what is to be done for the schema of `database`; its changes are kept for `kept` seconds."""
     purge = load_queries(_IDEMPOTENCY, database.domain)["purge"]
     return [
         BackgroundWork(database, "purge-idempotency", _ANSWERS_INTERVAL, partial(_purge_answers, database, purge)),
-        BackgroundWork(database, "purge-changes", _CHANGES_INTERVAL, partial(_purge_changes, database)),
+        BackgroundWork(
+            database, "purge-changes", min(_CHANGES_INTERVAL, kept / 10), partial(_purge_changes, database, kept)
+        ),
     ]
 
 
@@ -32,7 +34,7 @@ def _purge_answers(database: Database, purge: Query, held: Held) -> None:
         pass
 
 
-def _purge_changes(database: Database, held: Held) -> None:
+def _purge_changes(database: Database, kept: float, held: Held) -> None:
     """Remove what is no longer kept for those who watch."""
-    while held() and database.purge_changes(KEPT):
+    while held() and database.purge_changes(kept):
         pass

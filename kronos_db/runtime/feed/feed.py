@@ -25,6 +25,7 @@ from kronos_db.runtime.feed.limits import CallerStreams
 from kronos_db.runtime.feed.subscription import (
     NOW,
     Delivery,
+    MakeGap,
     MakeMessage,
     Outlet,
     Subscription,
@@ -116,15 +117,17 @@ class Feed:
         resume_token: str,
         wanted: Wanted,
         make: MakeMessage,
+        *,
         opening: Callable[[], Iterator[Any]] | None = None,
+        make_gap: MakeGap | None = None,
     ) -> None:
         """Push to `outlet` what is `wanted` of the changes since `resume_token`, or since now without one.
 
         The first message has no change and tells the position. Before it come, without a token, the messages of
         `opening`: it is called after the position was taken, and what it reads sees all before that; its messages are
-        made one by one, on the thread that sends. Returns at once. Raises ResumeTokenError, TooManyStreamsError or
-        ShuttingDownError, with `opening` also what it and asking for the position raise; whatever comes later ends the
-        stream.
+        made one by one, on the thread that sends. Where changes are lost, a stream with `make_gap` is told so and goes
+        on; one without ends. Returns at once. Raises ResumeTokenError, TooManyStreamsError or ShuttingDownError, with
+        `opening` also what it and asking for the position raise; whatever comes later ends the stream.
         """
         position, messages = self._tokens.read(resume_token) if resume_token else NOW, None
         self._streams.enter(outlet.caller)
@@ -135,7 +138,8 @@ class Feed:
             except BaseException:
                 self._streams.leave(outlet.caller)
                 raise
-        subscription = Subscription(outlet, Terms(wanted, make, self._tokens), position, self._pusher.wake, messages)
+        terms = Terms(wanted, make, self._tokens, make_gap)
+        subscription = Subscription(outlet, terms, position, self._pusher.wake, messages)
         subscription.follow(self._note_drained)
         closed = partial(self._left, subscription)
         if not outlet.on_closed(closed):
@@ -253,9 +257,13 @@ class Feed:
                     break
             self._common = position
         except PositionLostError as error:
-            for subscription in list(self._joined):
-                self._end(subscription, error)
+            lost = list(self._joined)
+            for subscription in lost:
+                # Until the common position is known again.
+                self._fall_behind(subscription, position)
             self._common = self._log.position()
+            for subscription in lost:
+                self._lose(subscription, error)
         except Exception:
             # Half a read was shared: those who have it go on from there by themselves.
             for subscription in list(self._joined) if position.until else ():
@@ -315,7 +323,7 @@ class Feed:
         try:
             self._read_page_for(subscription)
         except PositionLostError as error:
-            self._end(subscription, error)
+            self._lose(subscription, error)
         except KronosError as error:
             if not subscription.greeted:
                 self._end(subscription, error)
@@ -335,6 +343,15 @@ class Feed:
             self._join(subscription)
         elif not subscription.waiting:
             self._hungry[subscription] = None
+
+    def _lose(self, subscription: Subscription, error: PositionLostError) -> None:
+        """End a stream that missed changes; one that can be told of it goes on from the common position."""
+        if subscription.terms.make_gap is None:
+            self._end(subscription, error)
+            return
+        self._join(subscription)
+        subscription.greeted = True
+        subscription.offer([Delivery(None, self._common, gap=True)], self._pace.quiet)
 
     def _below_common(self, subscription: Subscription) -> Position:
         """Return where a stream goes on, up to the common position at most.

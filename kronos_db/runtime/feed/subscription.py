@@ -14,6 +14,8 @@ from kronos_db.runtime.feed.tokens import ResumeTokens
 
 # Makes the message of a change, or of none: then it tells the resume token alone.
 MakeMessage: TypeAlias = Callable[[Noted | None, str], Any]
+# Makes the message that changes were missed, with the resume token behind them.
+MakeGap: TypeAlias = Callable[[str], Any]
 
 # The position of a stream that is to begin with what comes.
 NOW = Position("")
@@ -61,10 +63,12 @@ class Wanted:
 class Delivery:
     """A change, or none, with the position behind it. One object for all streams of a process."""
 
-    __slots__ = ("_token", "change", "position", "size")
+    __slots__ = ("_token", "change", "gap", "position", "size")
 
-    def __init__(self, change: Noted | None, position: Position) -> None:
+    def __init__(self, change: Noted | None, position: Position, *, gap: bool = False) -> None:
         self.change = change
+        # Whether changes before the position were missed.
+        self.gap = gap
         self.position = position
         self.size = change.size if change else 0
         self._token: str | None = None
@@ -83,11 +87,15 @@ def deliveries_of(page: Page) -> list[Delivery]:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a stream is for, and how it is told."""
+    """What a stream is for, and how it is told.
+
+    With `make_gap`, the message of changes that were missed, the stream goes on behind them; without it ends.
+    """
 
     wanted: Wanted
     make: MakeMessage
     tokens: ResumeTokens
+    make_gap: MakeGap | None = None
 
 
 class Subscription:
@@ -202,7 +210,7 @@ class Subscription:
             self._opening = None
         delivery = self._waiting.popleft()
         self._sent_bytes += delivery.size
-        self._send(self.terms.make(delivery.change, delivery.token(self.terms.tokens)))
+        self._send(self._message(delivery))
         if self.behind and not self._waiting:
             self._drained(self)
 
@@ -212,6 +220,12 @@ class Subscription:
         self.outlet.send(message)
         if not self._tells:
             self._note_taken()
+
+    def _message(self, delivery: Delivery) -> Any:
+        token = delivery.token(self.terms.tokens)
+        if delivery.gap and self.terms.make_gap is not None:
+            return self.terms.make_gap(token)
+        return self.terms.make(delivery.change, token)
 
     def _note_taken(self) -> None:
         self._taken += 1

@@ -108,7 +108,7 @@ class Chain:
             "bidi_stream": grpc.stream_stream_rpc_method_handler,
         }[method.kind]
         behavior = _Composed(method, self._guards(), run)
-        return factory(behavior, request_deserializer=None, response_serializer=handler.response_serializer)
+        return factory(behavior, request_deserializer=None, response_serializer=_serializer(handler))
 
     def _answered_by_callback(self, method: Method, handler: Handler) -> Run:
         inward, outward = _steps(method, self._filters())
@@ -201,6 +201,12 @@ def _behavior(method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> Handl
 
 def _pushes(handler: grpc.RpcMethodHandler[Any, Any]) -> bool:
     return bool(getattr(handler.unary_stream or handler.stream_stream, "experimental_non_blocking", False))
+
+
+def _serializer(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[Any], bytes]:
+    """Return what makes bytes of an answer, and passes on those of a handler that answers with bytes."""
+    serialize = handler.response_serializer or bytes
+    return lambda answer: answer if type(answer) is bytes else serialize(answer)
 
 
 class _Composed:

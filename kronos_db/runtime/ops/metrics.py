@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import structlog
 from prometheus_client import (
@@ -187,12 +187,29 @@ def counters(
     registry.register(_ReadOnScrape(lambda: CounterMetricFamily(name, meaning, labels=labels), read))
 
 
-class _ReadOnScrape(Collector):
-    """A family of series whose values are read when Prometheus asks."""
+def histograms(
+    registry: CollectorRegistry,
+    name: str,
+    meaning: str,
+    labels: Sequence[str],
+    read: Callable[[], Iterable[tuple[Sequence[str], Sequence[int], float]]],
+) -> None:
+    """Register a histogram over BUCKETS, otherwise like `gauges`.
 
-    def __init__(
-        self, family: Callable[[], GaugeMetricFamily | CounterMetricFamily], read: Callable[[], Iterable[Reading]]
-    ) -> None:
+    `read` gives label values, the count of each bucket, of which the last one is open, and the sum.
+    """
+
+    def readings() -> Iterator[tuple[Sequence[str], Sequence[tuple[str, float]], float]]:
+        for values, counts, total in read():
+            yield values, list(zip(_BOUNDS, accumulate(counts), strict=True)), total
+
+    registry.register(_ReadOnScrape(lambda: HistogramMetricFamily(name, meaning, labels=labels), readings))
+
+
+class _ReadOnScrape(Collector):
+    """A family of series whose values are read when Prometheus asks: the arguments of `add_metric`."""
+
+    def __init__(self, family: Callable[[], Any], read: Callable[[], Iterable[Sequence[Any]]]) -> None:
         self._family = family
         self._read = read
 
@@ -202,8 +219,8 @@ class _ReadOnScrape(Collector):
     def collect(self) -> Iterator[Metric]:
         family = self._family()
         try:
-            for labels, value in self._read():
-                family.add_metric(labels, value)
+            for reading in self._read():
+                family.add_metric(*reading)
         except Exception:
             # A part that fails must not take the other metrics with it.
             log.warning("metric not readable", metric=family.name, exc_info=True)

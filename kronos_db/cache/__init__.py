@@ -1,0 +1,1 @@
+"""Indexed, tagged, fast copies of data, for callers to keep."""
