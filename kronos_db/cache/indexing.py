@@ -12,6 +12,8 @@ from kronos_db.cache.model import Index, IndexType
 from kronos_db.runtime.errors import BadRequestError
 
 _LONGEST = 512
+# Above every text that an index holds: more than so many bytes of the last code point.
+END = "\U0010ffff" * (_LONGEST // 4 + 1)
 _SIGN = 1 << 63
 _LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
@@ -54,6 +56,11 @@ def after_prefix(prefix: str) -> str | None:
         if last <= _LAST_CODE_POINT:
             return prefix + chr(last)
     return None
+
+
+def just_after(text: str) -> str:
+    """Return the least text, by code points, above `text`: PostgreSQL has no U+0000."""
+    return text + "\1"
 
 
 def moment(value: datetime) -> str:

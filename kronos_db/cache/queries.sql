@@ -271,11 +271,8 @@ WHERE entry.durable = %(durable)s AND entry.namespace_id = %(namespace_id)s::uui
 RETURNING entry.key;
 
 -- fragment: in_index
--- What of an index a query is for.
+-- Which index a query is for.
 item.durable = %(durable)s AND item.namespace_id = %(namespace_id)s::uuid AND item.number = %(number)s::smallint
-    AND (%(equals)s::text IS NULL OR item.value = %(equals)s)
-    AND (%(low)s::text IS NULL OR item.value >= %(low)s)
-    AND (%(high)s::text IS NULL OR item.value < %(high)s)
 
 -- fragment: index_entries
 -- Rows of the index with their entries, if these bear them out. OFFSET 0 keeps them in the order of the index: taken
@@ -289,19 +286,18 @@ cache.entry_index AS item CROSS JOIN LATERAL (
 ) AS entry
 
 -- name: query_ascending
--- A page of entries by an index. plan: custom, since what is given decides where the index is entered.
+-- A page of entries by an index, from a value and key on until a value. Whatever is asked for is such a range, so that one
+-- plan fits all.
 SELECT item.value, entry.*
 FROM {index_entries}
-WHERE {in_index}
-    AND (%(after_value)s::text IS NULL OR (item.value, item.key) > (%(after_value)s, %(after_key)s))
+WHERE {in_index} AND (item.value, item.key) > (%(after_value)s::text, %(after_key)s::text) AND item.value < %(high)s::text
 ORDER BY item.value, item.key
 LIMIT %(limit)s;
 
 -- name: query_descending
--- A page of entries by an index, from the end. plan: custom.
+-- A page of entries by an index, from a value and key down to a value.
 SELECT item.value, entry.*
 FROM {index_entries}
-WHERE {in_index}
-    AND (%(after_value)s::text IS NULL OR (item.value, item.key) < (%(after_value)s, %(after_key)s))
+WHERE {in_index} AND (item.value, item.key) < (%(after_value)s::text, %(after_key)s::text) AND item.value >= %(low)s::text
 ORDER BY item.value DESC, item.key DESC
 LIMIT %(limit)s;

@@ -7,7 +7,7 @@ from datetime import UTC
 
 from kronos.cache.v1 import cache_pb2 as pb
 
-from kronos_db.cache.indexing import after_prefix, encoded, moment
+from kronos_db.cache.indexing import END, after_prefix, encoded, just_after, moment
 from kronos_db.cache.model import Index, IndexNotDeclaredError, IndexType, Namespace, Query
 from kronos_db.runtime.errors import BadRequestError, FieldViolation
 
@@ -27,24 +27,25 @@ def query_of(request: pb.QueryEntriesRequest, namespace: Namespace, after: Seque
             metadata={"namespace": namespace.name, "index": request.index},
             violations=[FieldViolation("index", "is not declared by the namespace")],
         )
-    equals, low, high = None, None, None
+    low, high = "", END
     condition = request.WhichOneof("condition")
     if condition == "equals":
-        equals = _value(request.equals, index, "equals")
+        low = _value(request.equals, index, "equals")
+        high = just_after(low)
     elif condition == "range":
         low, high = _ends(request.range, index)
     elif condition == "prefix":
         if index.type is not IndexType.STRING:
             raise BadRequestError.of("prefix", f"is for indexes of strings; {index.name} is one of type {index.type}")
-        low, high = request.prefix, after_prefix(request.prefix)
-    return Query(index, equals, low, high, request.descending, after, limit)
+        low, high = request.prefix, after_prefix(request.prefix) or END
+    return Query(index, low, high, request.descending, after, limit)
 
 
-def _ends(wanted: pb.IndexRange, index: Index) -> tuple[str | None, str | None]:
-    low = _value(getattr(wanted, "from"), index, "range.from") if wanted.HasField("from") else None
-    high = _value(wanted.until, index, "range.until") if wanted.HasField("until") else None
-    if low is None and high is None:
+def _ends(wanted: pb.IndexRange, index: Index) -> tuple[str, str]:
+    if not wanted.HasField("from") and not wanted.HasField("until"):
         raise BadRequestError.of("range", "must have an end")
+    low = _value(getattr(wanted, "from"), index, "range.from") if wanted.HasField("from") else ""
+    high = _value(wanted.until, index, "range.until") if wanted.HasField("until") else END
     return low, high
 
 

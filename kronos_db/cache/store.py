@@ -203,11 +203,11 @@ class EntriesStore:
 
     def query(self, namespace: Namespace, query: Query) -> list[tuple[str, Entry]]:
         """Return at most `limit` indexed values with their entries, after the value and key of `after`."""
-        after_value, after_key = query.after or (None, None)
+        # No key is empty, so this is before all of a value.
+        after_value, after_key = query.after or (query.high if query.descending else query.low, "")
         params = {
             **_address(namespace),
             "number": query.index.number,
-            "equals": query.equals,
             "low": query.low,
             "high": query.high,
             "after_value": after_value,
