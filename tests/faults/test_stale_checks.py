@@ -15,10 +15,8 @@ from kronos.users.v1 import users_pb2
 from kronos.users.v1.users_pb2_grpc import UsersServiceStub
 
 from kronos_db.embedded.redis import EmbeddedRedis
-from tests.faults.test_stale import Pair, Storm, own_redis, pair
+from tests.faults.test_stale import Pair, Storm, pair
 from tests.parts.watching import LIMIT, SOAK
-
-__all__ = ["own_redis"]
 
 _CHANGERS = 4
 _ASKERS = 8
