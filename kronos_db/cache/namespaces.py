@@ -15,10 +15,11 @@ from kronos_db.cache.model import (
     NamespaceNotFoundError,
 )
 from kronos_db.runtime.database import changes
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import FieldViolation
 
 QUERIES = Path(__file__).with_name("namespaces.sql")

@@ -25,9 +25,10 @@ from kronos_db.cache.model import (
 )
 from kronos_db.runtime.cache.board import Board
 from kronos_db.runtime.database.changes import BUNDLE, Change, tag
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.workers import Gatherer
 
 QUERIES = Path(__file__).with_name("queries.sql")

@@ -35,9 +35,10 @@ from kronos_db.logs.model import (
 from kronos_db.logs.portions import Portion, portions_of
 from kronos_db.runtime import deadline
 from kronos_db.runtime.database.changes import Change
-from kronos_db.runtime.database.database import Database, Load, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import Load, Transaction
 from kronos_db.runtime.errors import DeadlineTooShortError
 from kronos_db.runtime.workers import Gatherer
 

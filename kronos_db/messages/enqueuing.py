@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 from kronos_db.messages.backlog import Backlogs
 from kronos_db.messages.model import BacklogFullError, MessageExistsError, NewMessage, Queue, Stored
 from kronos_db.messages.store import MessagesStore, as_array
-from kronos_db.runtime.database.database import Transaction
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import ConflictError
 from kronos_db.runtime.workers import Gatherer
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from kronos_db.messages.model import RANKS, DeadLetter, Message, Queue, State, Stats
 from kronos_db.messages.store import MessagesStore, as_message
-from kronos_db.runtime.database.database import Transaction
 from kronos_db.runtime.database.idempotency import Mutation
+from kronos_db.runtime.database.transaction import Transaction
 
 Reply = TypeVar("Reply")
 # Sort keys of a page, and what comes before each of all.

@@ -10,7 +10,7 @@ from kronos_db.messages.model import RANKS, Queue
 from kronos_db.messages.queues import QueuesStore
 from kronos_db.messages.store import MessagesStore
 from kronos_db.runtime.database.background import BackgroundWork, Held
-from kronos_db.runtime.database.database import Transaction
+from kronos_db.runtime.database.transaction import Transaction
 
 # Seconds between two rounds: of what callers notice, and of what takes room alone.
 _MOVING, _CLEARING = 1.0, 60.0

@@ -16,10 +16,11 @@ from kronos_db.messages.model import (
     Rules,
 )
 from kronos_db.runtime.database.changes import Change
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import Query
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import FieldViolation
 from kronos_db.runtime.identifiers import uuid7
 

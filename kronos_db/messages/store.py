@@ -23,9 +23,10 @@ from kronos_db.messages.model import (
     Return,
     Wish,
 )
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.workers import Gatherer
 
 QUERIES = Path(__file__).with_name("queries.sql")

@@ -31,9 +31,10 @@ from kronos_db.routes.model import (
     unknown_quota,
 )
 from kronos_db.runtime.database import changes
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import FieldViolation
 
 QUERIES = Path(__file__).with_name("queries.sql")

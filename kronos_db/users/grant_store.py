@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from kronos_db.runtime.database import changes
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import BadRequestError, FieldViolation
 from kronos_db.users.model import GRANT_KIND, EtagMismatchError, Event, UserNotFoundError
 from kronos_db.users.roles import (

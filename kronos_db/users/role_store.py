@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from kronos_db.runtime.database import changes
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import ConflictError, FieldViolation
 from kronos_db.users.grant_store import note_grant
 from kronos_db.users.model import ROLE_KIND, EtagMismatchError, Event

@@ -10,10 +10,11 @@ from typing import Any, TypeVar, cast
 from psycopg.types.json import Jsonb
 
 from kronos_db.runtime.database import changes
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import ConflictError
 from kronos_db.runtime.workers import Gatherer
 from kronos_db.users.model import (

@@ -15,8 +15,9 @@ from kronos_db import schemas
 from kronos_db.config import Settings
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import Query
+from kronos_db.runtime.database.transaction import Transaction
 from tests.conftest import lacking
 from tests.faults.wire import Wire
 from tests.parts.domain import LIMIT, mutation, new_database, redirected, settings_of

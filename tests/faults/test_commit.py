@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 
 from kronos_db.runtime import deadline
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import DeadlineTooShortError, UnavailableError
 from tests.faults.conftest import COUNT, EFFECT, World, effect
 from tests.faults.wire import Moment, Wire

@@ -10,7 +10,8 @@ import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.database.changes import Change, Position, moment
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.database.transaction import Transaction
 from tests.parts.domain import mutation, opened, settings_of
 
 

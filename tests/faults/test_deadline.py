@@ -13,8 +13,9 @@ import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime import deadline
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import Query
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import StatementTimeoutError
 from kronos_db.runtime.workers import Gatherer, Workers
 from tests.faults.conftest import World, effect, make_world

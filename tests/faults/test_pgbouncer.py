@@ -13,8 +13,9 @@ import pytest
 from kronos_db import schemas
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime import deadline
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import Query
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import KronosError
 from tests.faults.conftest import COUNT, World, effect, wait_until
 from tests.parts.domain import LIMIT, mutation, settings_of

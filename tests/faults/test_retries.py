@@ -11,9 +11,10 @@ import psycopg
 import pytest
 
 from kronos_db.runtime.database import idempotency
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.queries import Query
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import ConflictError, KronosError, StatementTimeoutError, UnavailableError
 from tests.faults.conftest import COUNT, World, effect
 from tests.parts.domain import LIMIT, mutation

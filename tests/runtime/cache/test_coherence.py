@@ -25,9 +25,10 @@ from kronos_db.runtime.cache.engine import Cache, Loaded, Rules
 from kronos_db.runtime.cache.memory import Memory
 from kronos_db.runtime.database import holders as holders_module
 from kronos_db.runtime.database.changes import Change, channel, tag
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.holders import Holders
 from kronos_db.runtime.database.queries import Query
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import KronosError, PositionLostError, UnavailableError
 from kronos_db.schemas import open_database
 from tests.parts.domain import mutation, new_database, opened, settings_of

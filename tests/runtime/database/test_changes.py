@@ -14,7 +14,8 @@ import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.database.changes import Change, ChangeLog, Position, moment
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import PositionLostError
 from tests.parts.commit_order import Write, assert_in_commit_order, timed
 from tests.parts.domain import LIMIT, mutation, new_database, opened, settings_of

@@ -12,8 +12,9 @@ import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.database.changes import About, Change, channel
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.listening import Listener, Notifier
+from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import UnavailableError
 from kronos_db.schemas import listening_dsns
 from tests.parts.domain import mutation, new_database, opened, settings_of

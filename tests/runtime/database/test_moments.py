@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.database.changes import Change, moment
-from kronos_db.runtime.database.database import Database, Transaction
+from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.database.transaction import Transaction
 from tests.parts.domain import mutation, new_database, opened, settings_of
 from tests.parts.eventually import eventually
 
