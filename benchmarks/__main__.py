@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import cache, messages, overload, processes, streams, tokens, users
+from benchmarks import cache, logs, messages, overload, processes, routes, streams, tokens, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +23,8 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "users": users.rows,
     "tokens": tokens.rows,
+    "logs": logs.rows,
+    "routes": routes.rows,
     "messages": messages.rows,
     "cache": cache.rows,
     "processes": processes.rows,
@@ -50,6 +52,11 @@ The **floor** of a unary call is a bare threaded grpcio server that answers each
 (`benchmarks/echo.py`), with as many processes and threads. Other floors are in the name of the row: "A beside B" has B
 as its floor.
 
+**Rows of logs.** Records have a body of 75 characters, six attributes, trace and span id. The floor of intake is one
+connection that copies the rows that the server makes of the same records into the same table, in transactions of
+1,000; the server has one process, and four streams or calls bring batches (`benchmarks/batches.py`). Queries and counts
+are asked one at a time of five million records of one day and 20 services.
+
 **Rows of processes.** 8,000 users of 1,000,000 are **hot**: asked for again and again, in random order, after a time
 to warm up. **Cold** ones are drawn from the others, none of them twice, so no cache knows them; PostgreSQL's own pages
 are warm. All interceptors are on.
@@ -64,6 +71,10 @@ are those of eight connections with one batch each in flight, about the same 8,0
 beside 10,000** is asked one at a time, so that the database shows and not the queue. A token's subject is a user of
 UsersService where the server can tell whether users are active, else a service. While the tokens of one subject are
 revoked, others are introspected without a pause.
+**Rows of routes.** Matching alone is a loop in one thread, normalising of the path included. AuthorizeRequest asks
+Users whether the user is active and may. Its calls share one user, so all of them count in the same two counters: "a
+rate and a day" waits for PostgreSQL to commit before each answer, "two rates" asks Redis alone. A change of the table
+is live when its call returns: no process answers from before it.
 
 **Rows of the cache.** Values have 100 bytes. "GetEntries of 100 keys" asks for 8,000 hot keys in random order.
 "PutEntries of 100" overwrites 50,000 keys again and again; its floor is one redis-py client (with hiredis) that does

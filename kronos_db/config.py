@@ -153,6 +153,20 @@ class Settings(BaseSettings):
         8 * 1024 * 1024, ge=0, le=1 << 36, description="Copies of data in the memory of each process; 0 keeps none."
     )
 
+    logs_subject_key: str = Field(
+        "enduser.id",
+        description="Attribute of log records that names whom they are about; EraseLogs goes by it.",
+    )
+    logs_sealed_keys: str = Field(
+        "",
+        description="Attributes of log records that are sealed, by commas. A name stands for every key that is it or "
+        "ends in it behind a dot, in any case.",
+    )
+    logs_redacted_keys: str = Field(
+        "password,passwd,secret,token,access_token,refresh_token,api_key,authorization,cookie,set-cookie",
+        description="Attributes of log records whose values are replaced by ***, named likewise.",
+    )
+
     master_key_file: Path | None = Field(None, description="File with the master keys, mode 0600. Required by `serve`.")
     access_file: Path | None = Field(None, description="TOML file: which caller may call what. Required by `serve`.")
     public_services: Literal["none", "health", "health+reflection"] = Field(

@@ -7,9 +7,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from kronos.cache.v1 import cache_pb2_grpc
+from kronos.logs.v1 import logs_pb2_grpc
 from kronos.messages.v1 import messages_pb2_grpc
+from kronos.routes.v1 import routes_pb2_grpc
 from kronos.tokens.v1 import tokens_pb2_grpc
 from kronos.users.v1 import users_pb2_grpc
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from kronos_db.cache import upkeep as cache_upkeep
@@ -22,6 +25,18 @@ from kronos_db.cache.room import Room
 from kronos_db.cache.service import CacheService
 from kronos_db.cache.store import EntriesStore
 from kronos_db.config import Settings
+from kronos_db.logs.intake import Intake
+from kronos_db.logs.keys import Keys
+from kronos_db.logs.messages import Origins
+from kronos_db.logs.metrics import watch_records
+from kronos_db.logs.model import ERRORS as LOGS_ERRORS
+from kronos_db.logs.otlp import SERVICE as OTLP_LOGS
+from kronos_db.logs.otlp import ExportService
+from kronos_db.logs.service import LogsService, RetentionCopy
+from kronos_db.logs.store import LogsStore
+from kronos_db.logs.tail import PACE as TAIL_PACE
+from kronos_db.logs.tail import RecordLog
+from kronos_db.logs.upkeep import upkeep as logs_upkeep
 from kronos_db.messages.backlog import Backlogs
 from kronos_db.messages.consuming import Consumers
 from kronos_db.messages.enqueuing import Enqueuing
@@ -33,6 +48,15 @@ from kronos_db.messages.queues import QueuesStore
 from kronos_db.messages.service import MessagesService
 from kronos_db.messages.store import MessagesStore
 from kronos_db.messages.waiting import Waiting
+from kronos_db.routes.counters import Counters
+from kronos_db.routes.limiter import Limiter
+from kronos_db.routes.metrics import watch_routes
+from kronos_db.routes.model import ERRORS as ROUTES_ERRORS
+from kronos_db.routes.service import Parts as RoutesParts
+from kronos_db.routes.service import RoutesService
+from kronos_db.routes.store import RoutesStore
+from kronos_db.routes.table import Table
+from kronos_db.routes.upkeep import upkeep as routes_upkeep
 from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.master_key import MasterKeys
@@ -42,7 +66,7 @@ from kronos_db.runtime.database.changes import KEPT, channel
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
-from kronos_db.runtime.feed.feed import Feed
+from kronos_db.runtime.feed.feed import Feed, Log, Pace
 from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS
 from kronos_db.runtime.ops.background import watch_background, watch_lag
@@ -52,6 +76,7 @@ from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
 from kronos_db.tokens.credentials import Credentials
+from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
 from kronos_db.tokens.model import ERRORS as TOKENS_ERRORS
 from kronos_db.tokens.service import TokensService, new_introspection
@@ -72,14 +97,20 @@ from kronos_db.users.store import UsersStore
 SERVICES = {
     "users": "kronos.users.v1.UsersService",
     "tokens": "kronos.tokens.v1.TokensService",
+    "logs": "kronos.logs.v1.LogsService",
+    "routes": "kronos.routes.v1.RoutesService",
     "messages": "kronos.messages.v1.MessagesService",
     "cache": "kronos.cache.v1.CacheService",
 }
+# Services of other contracts that a domain of ours serves.
+ADOPTED = (OTLP_LOGS,)
 ERRORS = ErrorTable(
     RUNTIME_ERRORS,
     VALIDATION_ERRORS,
     USERS_ERRORS,
     TOKENS_ERRORS,
+    LOGS_ERRORS,
+    ROUTES_ERRORS,
     MESSAGES_ERRORS,
     CACHE_ERRORS,
 )
@@ -127,6 +158,8 @@ class Domains:
         access = Access(AccessStore(parts["users"].database), parts["users"].cache)
         self._users = self._new_users(parts["users"], access)
         self._tokens = self._new_tokens(parts["tokens"], access)
+        self._logs, self._exports = self._new_logs(parts["logs"])
+        self._routes = self._new_routes(parts["routes"], access, Identities(self._tokens.introspection))
         self._messages = self._new_messages(parts["messages"])
         self._cache = self._new_cache(parts["cache"])
         watch_background(process.registry, self._background, OUTCOMES)
@@ -135,6 +168,11 @@ class Domains:
         """Register the handlers of all services with what stands in for the server."""
         users_pb2_grpc.add_UsersServiceServicer_to_server(self._users, registrar)
         tokens_pb2_grpc.add_TokensServiceServicer_to_server(self._tokens, registrar)
+        logs_pb2_grpc.add_LogsServiceServicer_to_server(self._logs, registrar)
+        logs_service_pb2_grpc.add_LogsServiceServicer_to_server(  # type: ignore[no-untyped-call]  # its package has no types
+            self._exports, registrar
+        )
+        routes_pb2_grpc.add_RoutesServiceServicer_to_server(self._routes, registrar)
         messages_pb2_grpc.add_MessagesServiceServicer_to_server(self._messages, registrar)
         cache_pb2_grpc.add_CacheServiceServicer_to_server(self._cache, registrar)
 
@@ -173,12 +211,36 @@ class Domains:
         return TokensService(
             store,
             credentials,
-            # What others ask of tokens: `Identities(introspection)`.
             new_introspection(store, credentials, parts.cache, access, uses),
             access=access,
             sealer=Sealer(ring),
             page_tokens=parts.page_tokens,
             feed=parts.feed,
+        )
+
+    def _new_logs(self, parts: Parts) -> tuple[LogsService, ExportService]:
+        settings, store = self._process.settings, LogsStore(parts.database)
+        keys = Keys(_names(settings.logs_sealed_keys), _names(settings.logs_redacted_keys), settings.logs_subject_key)
+        intake = Intake(keys, Sealer(parts.ring), parts.ring.subkey("origin of logs"))
+        retention = RetentionCopy(store, parts.cache)
+        self._background += logs_upkeep(store)
+        watch_records(self._process.registry, intake)
+        service = LogsService(store, intake, retention, Origins(store), parts.page_tokens, parts.feed)
+        return service, ExportService(store, intake, retention)
+
+    def _new_routes(self, parts: Parts, access: Access, identities: Identities) -> RoutesService:
+        database, process, store = parts.database, self._process, RoutesStore(parts.database)
+        table = Table(store, database.instant, parts.cache.board)
+        database.prepare = table.prepare
+        process.feeds.listen("routes", channel("routes"), table.wake)
+        self._starting.append(table.start)
+        self._stopping.append(table.stop)
+        self._background += routes_upkeep(database)
+        limiter = Limiter(process.redis, Counters(database))
+        watch_routes(process.registry, limiter, table)
+        secret = parts.ring.subkey("quota counters")
+        return RoutesService(
+            RoutesParts(store, table, limiter, parts.page_tokens, parts.feed, access, identities, secret)
         )
 
     def _new_messages(self, parts: Parts) -> MessagesService:
@@ -217,3 +279,16 @@ class Domains:
             parts.page_tokens,
             parts.feed,
         )
+
+
+def followed(domain: str, database: Database) -> tuple[Log, Pace] | tuple[()]:
+    """Return what the feed of a domain reads in place of its log of changes, and at which pace; nothing for most."""
+    if domain != "logs":
+        return ()
+    store = LogsStore(database)
+    return RecordLog(store, Origins(store)), TAIL_PACE
+
+
+def _names(text: str) -> list[str]:
+    """Return the names of a setting that lists some."""
+    return [name for part in text.split(",") if (name := part.strip())]

@@ -25,7 +25,7 @@ from kronos_db.runtime.database.pool import Pool, PoolLimits
 from kronos_db.runtime.errors import OverloadedError, UnavailableError
 
 # The domains that have code: their migrations stand in the folder of the same name.
-SERVED: Sequence[str] = ("users", "tokens", "messages", "cache")
+SERVED: Sequence[str] = ("users", "tokens", "logs", "routes", "messages", "cache")
 # Settings of a domain's role. Queues are empty now and full then, and a plan made for an empty table stays.
 _ROLE_SETTINGS: Mapping[str, Mapping[str, str]] = {"messages": {"enable_seqscan": "off"}}
 _MINIMUM_SECRET = 32

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha.reflection import ReflectionServicer
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, SettingsError
-from kronos_db.domains import CAPABILITIES, ERRORS, SERVICES, Domains, Parts, Process
+from kronos_db.domains import ADOPTED, CAPABILITIES, ERRORS, SERVICES, Domains, Parts, Process, followed
 from kronos_db.runtime.affinity import OneCore
 from kronos_db.runtime.cache.caches import Caches
 from kronos_db.runtime.crypto.keyring import KeyRing
@@ -193,7 +193,7 @@ class Server:
                 database,
                 rings[domain],
                 caches[domain],
-                self._feeds.open(database, rings[domain].subkey("resume token")),
+                self._feeds.open(database, rings[domain].subkey("resume token"), *followed(domain, database)),
                 PageTokens(rings[domain].subkey("page token")),
             )
             for domain, database in self._databases.items()
@@ -207,7 +207,7 @@ class Server:
         settings = self._settings
         registrar = Registrar()
         domains.register(registrar)
-        reflection = ReflectionServicer([*SERVICES.values(), "grpc.health.v1.Health"])
+        reflection = ReflectionServicer([*SERVICES.values(), *ADOPTED, "grpc.health.v1.Health"])
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection, registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
         self._paths = frozenset(method.path for method in registrar.handlers)
@@ -224,7 +224,10 @@ class Server:
             },
             self._conversations,
         )
-        transport = Transport(settings.max_message_bytes, settings.max_concurrent_calls, self._slot is not None)
+        largest = registrar.largest_request(settings.max_message_bytes)
+        transport = Transport(
+            settings.max_message_bytes, settings.max_concurrent_calls, self._slot is not None, largest
+        )
         server = transport.new_server(self._workers.as_executor())
         register(server, {method: chain.compose(method, handler) for method, handler in registrar.handlers.items()})
         try:

@@ -18,6 +18,12 @@ from prometheus_client import CollectorRegistry
 
 from kronos_db import cli, config, server
 from kronos_db.cache.counting import Counts
+from kronos_db.logs.metrics import watch_records
+from kronos_db.routes.counters import Counters
+from kronos_db.routes.limiter import Limiter
+from kronos_db.routes.metrics import watch_routes
+from kronos_db.routes.store import RoutesStore
+from kronos_db.routes.table import Table
 from kronos_db.runtime.cache.board import Board
 from kronos_db.runtime.cache.engine import Cache, Rules
 from kronos_db.runtime.cache.memory import Memory
@@ -103,6 +109,9 @@ def metrics_page() -> str:
     cache = Cache(Board(), Memory(0), Remote(redis, b"example"))
     cache.kind(Rules("example"), lambda _keys: {})
     watch_cache(registry, {"example": cache})
+    watch_records(registry, SimpleNamespace(stored=0, refused=0))
+    database: Any = SimpleNamespace(domain="routes")
+    watch_routes(registry, Limiter(None, Counters(database)), Table(RoutesStore(database), lambda: None, Board()))
     counts = Counts(SimpleNamespace())
     counts.of("example")
     counts.watch(registry)

@@ -21,7 +21,7 @@ from kronos.users.v1 import users_pb2 as pb
 from kronos_db import fleet
 from kronos_db import server as server_module
 from kronos_db.config import Settings, SettingsError
-from kronos_db.domains import ERRORS, SERVICES
+from kronos_db.domains import ADOPTED, ERRORS, SERVICES
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.interceptors.authentication import hash_token, new_token
 from kronos_db.runtime.interceptors.policy import PolicyError
@@ -84,7 +84,7 @@ def test_what_is_open_to_anybody(make: Callable[..., Serving], setting: str, hea
     assert refused(lambda: stub(users, timeout=10)).reason == "CREDENTIAL_INVALID"
     operator = serving.channel_of("operator")
     assert _health(operator, _SERVICE) == "SERVING"
-    assert _reflect(operator) == {*SERVICES.values(), "grpc.health.v1.Health"}
+    assert _reflect(operator) == {*SERVICES.values(), *ADOPTED, "grpc.health.v1.Health"}
     if not health:
         assert refused(lambda: _health(serving.channel_of("reader"))).reason == "METHOD_NOT_ALLOWED"
 

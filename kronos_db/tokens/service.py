@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -225,13 +225,13 @@ class TokensService(TokensServiceServicer):
     @pushes
     def WatchRevocations(self, request: pb.WatchRevocationsRequest, outlet: CallOutlet) -> None:
         """Push revocations: first those of before, then each as it comes."""
-        if request.resume_token:
-            self._feed.watch(outlet, request.resume_token, _REVOCATIONS, _watched)
-            return
-        # The position first: what is revoked between the two is told twice, and nothing is missed.
-        position = self._store.position()
-        revocations = self._store.revocations(MOST_IN_SNAPSHOT + 1)
-        self._feed.watch(outlet, "", _REVOCATIONS, _beginning_with(revocations), position)
+        self._feed.watch(outlet, request.resume_token, _REVOCATIONS, _watched, opening=self._revoked_before)
+
+    def _revoked_before(self) -> Iterator[pb.WatchRevocationsResponse]:
+        found = self._store.revocations(MOST_IN_SNAPSHOT + 1)
+        response = pb.WatchRevocationsResponse(snapshot_truncated=len(found) > MOST_IN_SNAPSHOT)
+        response.snapshot.extend(messages.revocation(each) for each in found[:MOST_IN_SNAPSHOT])
+        return iter([response])
 
     def _new_jwt(self, message: pb.Token, path: str) -> NewToken:
         issue_time = messages.jwt_times(message, path)
@@ -342,20 +342,3 @@ def _watched(noted: Noted | None, resume_token: str) -> pb.WatchRevocationsRespo
     if noted is not None:
         response.revocation.CopyFrom(messages.revocation_of(noted))
     return response
-
-
-def _beginning_with(
-    revocations: Sequence[model.Revocation],
-) -> Callable[[Noted | None, str], pb.WatchRevocationsResponse]:
-    """Return how messages are made for a stream whose first one has the revocations of before."""
-    before: list[Sequence[model.Revocation]] = [revocations]
-
-    def make(noted: Noted | None, resume_token: str) -> pb.WatchRevocationsResponse:
-        response = _watched(noted, resume_token)
-        if before and noted is None:
-            found = before.pop()
-            response.snapshot.extend(messages.revocation(each) for each in found[:MOST_IN_SNAPSHOT])
-            response.snapshot_truncated = len(found) > MOST_IN_SNAPSHOT
-        return response
-
-    return make

@@ -253,10 +253,6 @@ class TokensStore:
 
         return sorted(self._database.read(work), key=lambda each: each.revoke_time, reverse=True)
 
-    def position(self) -> changes.Position:
-        """Return the position in the log of changes of who reads from now on."""
-        return self._database.position()
-
     def mark_cutoffs(self, held: Callable[[], bool]) -> None:
         """Mark the tokens of older revocations one by one, and remove the revocations that nobody needs any more."""
         while held() and (cutoffs := self._database.fetch_all(self._queries["unmarked"], {}, lambda *row: row)):

@@ -29,9 +29,12 @@ _READS = (
     "BatchIntrospect",
     "Search",
     "Count",
+    "Query",
+    "Aggregate",
     "Watch",
     "Tail",
     "Peek",
+    "Resolve",
 )
 # It takes leases.
 _WRITES = ("GetOrLease",)

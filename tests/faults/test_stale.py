@@ -32,9 +32,12 @@ _USERS = 12
 
 
 class Pair:
-    """Two serving processes that share a board, as those of one fleet do, each on a port of its own."""
+    """Two serving processes that share a board, as those of one fleet do, each on a port of its own.
 
-    def __init__(self, folder: Path, dsn: str, redis_url: str, fault: str | None) -> None:
+    `plain` ones are not slowed down.
+    """
+
+    def __init__(self, folder: Path, dsn: str, redis_url: str, fault: str | None, *, plain: bool = False) -> None:
         tokens: dict[str, str] = {}
         self._settings = Settings.model_validate(
             {
@@ -51,7 +54,7 @@ class Pair:
         self.credential: tuple[tuple[str, str | bytes], ...] = (("authorization", f"Bearer {tokens['operator']}"),)
         shared = folder / "shared"
         shared.mkdir()
-        extra = ["--fault", fault] if fault else []
+        extra = ["--plain"] if plain else ["--fault", fault] if fault else []
         self._processes = [self._start(shared, seed, extra) for seed in range(2)]
         self.channels = [grpc.insecure_channel(self._address_of(process)) for process in self._processes]
         self.stubs = [UsersServiceStub(channel) for channel in self.channels]

@@ -30,14 +30,14 @@ class Callers:
     def __call__(self) -> UsersServiceStub:
         channel = grpc.insecure_channel(self._fleet.settings.grpc_listen, _OPTIONS)
         self._channels.append(channel)
-        return UsersServiceStub(grpc.intercept_channel(channel, _Bearer(self._fleet.bearer)))
+        return UsersServiceStub(grpc.intercept_channel(channel, Bearer(self._fleet.bearer)))
 
     def close(self) -> None:
         for channel in self._channels:
             channel.close()
 
 
-class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+class Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
     """Adds a bearer token to every call, and waits for a connection."""
 
     def __init__(self, bearer: tuple[tuple[str, str | bytes], ...]) -> None:

@@ -19,6 +19,7 @@ from kronos_db.server import Server
 # What the callers of the tests may call. Hashing is made cheap: its strength is argon2's own concern.
 CALLERS: Mapping[str, str] = {
     "operator": '["*"]\nmay = ["tokens.introspect.reason"]',
+    "second": '["kronos.routes.v1.RoutesService/ConsumeQuota"]',
     "reader": '["kronos.users.v1.UsersService/GetUser", "kronos.users.v1.UsersService/ListUsers"]',
     "gateway": '["kronos.tokens.v1.TokensService/IntrospectToken", "kronos.tokens.v1.TokensService/CheckToken"]',
 }

@@ -1,9 +1,10 @@
 """A serving process whose every step between PostgreSQL, its copies and Redis may take a while.
 
-    python -m tests.parts.slow_server --shared FOLDER --seed N [--fault FAULT]
+    python -m tests.parts.slow_server --shared FOLDER --seed N [--fault FAULT | --plain]
 
-Users are kept in Redis too. The faults: `unchecked` takes the version check out, so that copies are answered from as
-long as the lease lasts, whatever was changed; `trusting` takes what Redis has for new, whatever moment it is from.
+With `--plain` none takes longer than it does. Users are kept in Redis too. The faults: `unchecked` takes the version
+check out, so that copies are answered from as long as the lease lasts, whatever was changed; `trusting` takes what
+Redis has for new, whatever moment it is from.
 Prints the gRPC address when it serves.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 from kronos_db import fleet
 from kronos_db.config import load
+from kronos_db.routes import table
 from kronos_db.runtime.cache import board, coherence, engine, memory, remote
 
 # Of the steps one in so many takes a while: seconds, at most.
@@ -73,8 +75,17 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--fault", choices=FAULTS)
+    parser.add_argument("--plain", action="store_true")
     arguments = parser.parse_args()
-    chance = random.Random(arguments.seed)
+    if not arguments.plain:
+        _slow_down(random.Random(arguments.seed))
+    if arguments.fault:
+        FAULTS[arguments.fault]()
+    place = fleet.Place(None, 1, arguments.shared)
+    fleet.run(load(), place, lambda serving: print(serving.grpc_address, flush=True))
+
+
+def _slow_down(chance: random.Random) -> None:
     _keep_in_redis()
     for kind, names in {
         board.Board: ("mark", "change"),
@@ -82,13 +93,10 @@ def main() -> None:
         memory.Memory: ("put",),
         remote.Remote: ("get", "put"),
         engine.Kind: ("_fill", "_read", "_from_remote"),
+        table.Table: ("read", "_after_others"),
     }.items():
         for name in names:
             _slowly(kind, name, chance)
-    if arguments.fault:
-        FAULTS[arguments.fault]()
-    place = fleet.Place(None, 1, arguments.shared)
-    fleet.run(load(), place, lambda serving: print(serving.grpc_address, flush=True))
 
 
 if __name__ == "__main__":

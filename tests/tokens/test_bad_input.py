@@ -13,7 +13,7 @@ from kronos.tokens.v1.tokens_pb2_grpc import TokensServiceStub
 
 from tests.parts.refusal import refused
 from tests.parts.serving import Serving
-from tests.tokens.population import in_, introspect, issue, new, new_jwt, reason, unique
+from tests.tokens.population import DAY, in_, introspect, issue, new, new_jwt, reason, unique
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"subject": ""}, "subject"),
@@ -57,7 +57,7 @@ OF_ISSUING: list[tuple[dict[str, Any], str]] = [
 OF_JWTS: list[tuple[dict[str, Any], str]] = [
     ({"jwt_id": ""}, "jwt_id"),
     ({"jwt_id": "x" * 256}, "jwt_id"),
-    ({"issue_time": in_(100)}, "issue_time"),
+    ({"issue_time": in_(DAY)}, "issue_time"),
     ({"issue_time": Timestamp(seconds=-(1 << 40))}, "issue_time"),
 ]
 

@@ -11,13 +11,12 @@ docs/decisions/0007-copies.md has the argument.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
-
-from psycopg.types.json import Jsonb
 
 from kronos_db.runtime.database.queries import Query, load_queries
 
@@ -34,11 +33,15 @@ _BITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of one record: `kind` of record, its id, and what is told to those who watch (JSON)."""
+    """One change of one record: `kind` of record, its id, and what is told to those who watch (JSON).
+
+    `copied` is false for records of which nobody keeps copies: then no write waits for those who would drop them.
+    """
 
     kind: str
     record_id: str
     body: Mapping[str, Any] = field(default_factory=dict)
+    copied: bool = True
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -46,6 +49,8 @@ class Change:
 
         A change of many records at once names what they are part of, and has a bundle (`Board.bundle`) of their tags.
         """
+        if not self.copied:
+            return ()
         own = tag(self.kind, self.record_id), tag(self.kind)
         bundle = self.body.get(BUNDLE)
         return own if bundle is None else (*own, bundle)
@@ -59,6 +64,11 @@ class Noted:
     place: int
     part: int
     time: datetime
+
+    @property
+    def size(self) -> int:
+        """Roughly its bytes: those of the body as text."""
+        return len(str(self.change.body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +162,6 @@ class ChangeLog:
         self.queries: Mapping[str, Query] = load_queries(Path(__file__).with_name("changes.sql"), schema)
 
     @staticmethod
-    def columns(changes: Sequence[Change]) -> Mapping[str, list[Any]]:
-        """Return the parameters of `append`."""
-        return {
-            "kinds": [change.kind for change in changes],
-            "record_ids": [change.record_id for change in changes],
-            "bodies": [Jsonb(change.body) for change in changes],
-        }
+    def columns(changes: Sequence[Change]) -> Mapping[str, str]:
+        """Return the parameters of `append`: one text, since psycopg looks at each element of an array."""
+        return {"changes": json.dumps([(change.kind, change.record_id, change.body) for change in changes])}

@@ -17,9 +17,8 @@ GREATEST(
 -- name: append
 -- Notes what a transaction changed, as its last statement before COMMIT. The number is drawn once for all rows.
 INSERT INTO {schema}.change (place, part, kind, record_id, body)
-SELECT (SELECT nextval('{schema}.change_place')), part, kind, record_id, body
-FROM unnest(%(kinds)s::text[], %(record_ids)s::text[], %(bodies)s::jsonb[])
-    WITH ORDINALITY AS item (kind, record_id, body, part);
+SELECT (SELECT nextval('{schema}.change_place')), part, change ->> 0, change ->> 1, change -> 2
+FROM jsonb_array_elements(%(changes)s::text::jsonb) WITH ORDINALITY AS item (change, part);
 
 -- name: after_commit
 -- The snapshot after a commit, its newest change and timeline, and whether anybody else keeps copies.

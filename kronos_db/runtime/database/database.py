@@ -57,6 +57,13 @@ class Copies(Protocol):
         """
 
 
+class Load(NamedTuple):
+    """Rows that a write brings along: `query` is a COPY … FROM STDIN, `data` is in PostgreSQL's text format."""
+
+    query: Query
+    data: bytes
+
+
 class Transaction:
     """The statements of one transaction, or of one autocommitted read.
 
@@ -118,9 +125,10 @@ class UnconfirmedCommitError(psycopg.OperationalError):
 
 
 class _Written(NamedTuple):
-    """A committed write: its reply, what it made old, and the snapshot after it when it made anything old."""
+    """A committed write: its reply, whether it is told to those who watch, what it made old, and the snapshot after."""
 
     reply: Any
+    tells: bool
     tags: Sequence[str]
     snapshot: str = ""
     timeline: str = ""
@@ -130,7 +138,8 @@ class _Written(NamedTuple):
 class Database:
     """The database of one domain, through its own role.
 
-    `copies` is told of what writes make old, `on_changed` that a write with changes was committed.
+    `copies` is told of what writes make old, `on_changed` that a write with changes was committed. `prepare` is given
+    their tags then, and may take a moment to make new copies, before the old ones are refused.
 
     `statement_timeout` is that of the role, in seconds. A call with less left of its deadline takes that as the limit
     of its statements.
@@ -142,6 +151,7 @@ class Database:
         self._statement_timeout = statement_timeout
         self.copies: Copies | None = None
         self.on_changed: Callable[[], None] | None = None
+        self.prepare: Callable[[Sequence[str]], None] | None = None
         self._idempotency = Idempotency(domain)
         self._log = ChangeLog(domain)
 
@@ -157,6 +167,12 @@ class Database:
         """Run one statement that may be repeated without harm, on its own; return how many rows it touched."""
         return self._attempt(_confirmed(lambda connection: Transaction(connection, self.limit).execute(query, params)))
 
+    def run(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
+        """Run one writing statement that may be repeated without harm, on its own; return `make(*columns)` of rows."""
+        return self._attempt(
+            _confirmed(lambda connection: Transaction(connection, self.limit).fetch_all(query, params, make))
+        )
+
     def read(self, work: Callable[[Transaction], Result]) -> Result:
         """Run `work`, whose statements stand alone and may be repeated; again when a connection was lost."""
         return self._attempt(lambda connection: work(Transaction(connection, self.limit)))
@@ -170,27 +186,36 @@ class Database:
         left = deadline.remaining(self._statement_timeout)
         return None if left >= self._statement_timeout else str(max(_SHORTEST_LIMIT, int(left * 1000)))
 
-    def write(self, work: Callable[[Transaction], Result], mutation: Mutation[Result, Reply]) -> Reply:
+    def write(
+        self, work: Callable[[Transaction], Result], mutation: Mutation[Result, Reply], load: Load | None = None
+    ) -> Reply:
         """Run `work` in one transaction and return its reply; a repeat of the call returns the first reply.
+
+        With `load` its rows are put in first: a COPY cannot be sent along with other statements.
 
         `work` may run more than once and must touch nothing but its transaction. What it raises rolls everything
         back. Before it returns, no copy of what the write changed is answered from anywhere. Raises
         RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError, StatementTimeoutError.
         """
-        written = self._attempt(_confirmed(lambda connection: self._write_once(connection, work, mutation)))
+        written = self._attempt(_confirmed(lambda connection: self._write_once(connection, work, mutation, load)))
         self._outdate(written)
         reply: Reply = written.reply
         return reply
 
     def write_together(
-        self, work: Callable[[Transaction], Sequence[Result]], mutations: Sequence[Mutation[Result, Reply]]
+        self,
+        work: Callable[[Transaction], Sequence[Result]],
+        mutations: Sequence[Mutation[Result, Reply]],
+        load: Load | None = None,
     ) -> list[Reply]:
         """Run `work`, which does what several calls ask for, in one transaction; return the reply of each.
 
         Whatever fails fails for all and nothing is written: then each is to be written alone with `write`, which also
         finds out which of them had been answered before. Raises what `write` does.
         """
-        written = self._attempt(_confirmed(lambda connection: self._write_together_once(connection, work, mutations)))
+        written = self._attempt(
+            _confirmed(lambda connection: self._write_together_once(connection, work, mutations, load))
+        )
         self._outdate(written)
         replies: list[Reply] = written.reply
         return replies
@@ -252,15 +277,17 @@ class Database:
         return self.fetch_one(self._log.queries["purge"], {"kept": kept, "limit": limit}, int) or 0
 
     def _write_once(
-        self, connection: Connection, work: Callable[[Transaction], Result], mutation: Mutation[Result, Reply]
+        self,
+        connection: Connection,
+        work: Callable[[Transaction], Result],
+        mutation: Mutation[Result, Reply],
+        load: Load | None,
     ) -> _Written:
         transaction = Transaction(connection)
         after = None
         try:
             with _rolled_back_on_error(connection):
-                with connection.pipeline():
-                    connection.execute("BEGIN", binary=True)
-                    self._limit_statements(connection)
+                with self._begun(connection, load):
                     reply = mutation.reply(work(transaction))
                     if not mutation.validate_only:
                         tags = _tags(transaction.changes)
@@ -272,7 +299,7 @@ class Database:
                     # Not in the pipeline: psycopg forgets its prepared statements when it sees a ROLLBACK, and would
                     # send DEALLOCATE ALL only after the next statement was prepared.
                     connection.execute("ROLLBACK", binary=True)
-                    return _Written(reply, ())
+                    return _Written(reply, False, ())
         except Exception as error:
             # The write may have failed because an earlier attempt of the same call went through: then its reply counts.
             if isinstance(error, psycopg.Error) and classify(error) is not Failure.FINAL:
@@ -280,24 +307,24 @@ class Database:
             earlier = self._idempotency.recall(connection, mutation)
             if earlier is not None:
                 # Whoever made that attempt may not have lived to drop the copies.
-                return _written(earlier.reply, earlier.tags, self._look_after_commit(connection, earlier.tags))
+                after = self._look_after_commit(connection, earlier.tags)
+                return _written(earlier.reply, bool(earlier.tags), earlier.tags, after)
             if isinstance(error, psycopg.Error) and violates(error, PRIMARY_KEY):
                 raise ConflictError("the earlier answer of this call was purged in between") from error
             raise
         if commit.statusmessage != "COMMIT":
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
-        return _written(reply, tags, after)
+        return _written(reply, bool(transaction.changes), tags, after)
 
     def _write_together_once(
         self,
         connection: Connection,
         work: Callable[[Transaction], Sequence[Result]],
         mutations: Sequence[Mutation[Result, Reply]],
+        load: Load | None,
     ) -> _Written:
         transaction = Transaction(connection)
-        with _rolled_back_on_error(connection), connection.pipeline():
-            connection.execute("BEGIN", binary=True)
-            self._limit_statements(connection)
+        with _rolled_back_on_error(connection), self._begun(connection, load):
             results = work(transaction)
             replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
             tags = _tags(transaction.changes)
@@ -308,7 +335,21 @@ class Database:
             after = self._look_after_commit(connection, tags)
         if commit.statusmessage != "COMMIT":
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
-        return _written(replies, tags, after)
+        return _written(replies, bool(transaction.changes), tags, after)
+
+    @contextmanager
+    def _begun(self, connection: Connection, load: Load | None) -> Iterator[None]:
+        """Begin a transaction, with `load` in it, whose statements are sent without waiting for each."""
+        if load is not None:
+            connection.execute("BEGIN", binary=True)
+            self._limit_statements(connection)
+            with connection.cursor().copy(load.query.text) as copy:
+                copy.write(load.data)
+        with connection.pipeline():
+            if load is None:
+                connection.execute("BEGIN", binary=True)
+                self._limit_statements(connection)
+            yield
 
     def _transact_once(self, connection: Connection, work: Callable[[Transaction], Result]) -> Result:
         with _rolled_back_on_error(connection), connection.pipeline():
@@ -332,8 +373,10 @@ class Database:
 
     def _outdate(self, written: _Written) -> None:
         """Tell who waits for changes, and return when nobody answers from copies of before the write."""
-        if written.tags and self.on_changed is not None:
+        if written.tells and self.on_changed is not None:
             self.on_changed()
+        if written.tags and self.prepare is not None:
+            self.prepare(written.tags)
         if written.tags and self.copies is not None:
             self.copies.outdate(written.tags, written.snapshot, written.timeline, written.others)
 
@@ -367,11 +410,11 @@ def _tags(changes: Sequence[Change]) -> list[str]:
     return sorted({tag for change in changes for tag in change.tags})
 
 
-def _written(reply: Any, tags: Sequence[str], after: psycopg.Cursor[Any] | None) -> _Written:
+def _written(reply: Any, tells: bool, tags: Sequence[str], after: psycopg.Cursor[Any] | None) -> _Written:
     if after is None:
-        return _Written(reply, tags)
+        return _Written(reply, tells, tags)
     snapshot, newest, timeline, others = after.fetchall()[0]
-    return _Written(reply, tags, settled(snapshot, newest), timeline, others)
+    return _Written(reply, tells, tags, settled(snapshot, newest), timeline, others)
 
 
 def _confirmed(run: Callable[[Connection], Result]) -> Callable[[Connection], Result]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -117,20 +117,29 @@ class Feed:
         resume_token: str,
         wanted: Wanted,
         make: MakeMessage,
-        since: Position = NOW,
         *,
+        opening: Callable[[], Iterator[Any]] | None = None,
         make_gap: MakeGap | None = None,
     ) -> None:
-        """Push to `outlet` what is `wanted` of the changes since `resume_token`; without one, since `since`.
+        """Push to `outlet` what is `wanted` of the changes since `resume_token`, or since now without one.
 
-        By default that is from now on. The first message has no change and tells the position. Where changes are lost,
-        a stream with `make_gap` is told so and goes on; one without ends. Returns at once. Raises ResumeTokenError,
-        TooManyStreamsError or ShuttingDownError; whatever comes later ends the stream.
+        The first message has no change and tells the position. Before it come, without a token, the messages of
+        `opening`: it is called after the position was taken, and what it reads sees all before that; its messages are
+        made one by one, on the thread that sends. Where changes are lost, a stream with `make_gap` is told so and goes
+        on; one without ends. Returns at once. Raises ResumeTokenError, TooManyStreamsError or ShuttingDownError, with
+        `opening` also what it and asking for the position raise; whatever comes later ends the stream.
         """
-        position = self._tokens.read(resume_token) if resume_token else since
+        position, messages = self._tokens.read(resume_token) if resume_token else NOW, None
         self._streams.enter(outlet.caller)
+        if opening is not None and not resume_token:
+            try:
+                position = self._log.position()
+                messages = opening()
+            except BaseException:
+                self._streams.leave(outlet.caller)
+                raise
         terms = Terms(wanted, make, self._tokens, make_gap)
-        subscription = Subscription(outlet, terms, position, self._pusher.wake)
+        subscription = Subscription(outlet, terms, position, self._pusher.wake, messages)
         subscription.follow(self._note_drained)
         closed = partial(self._left, subscription)
         if not outlet.on_closed(closed):

@@ -8,7 +8,7 @@ from functools import partial
 from kronos_db.runtime.database.changes import channel as channel_of
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.listening import Listener, Notifier
-from kronos_db.runtime.feed.feed import Feed, Pace
+from kronos_db.runtime.feed.feed import Feed, Log, Pace
 from kronos_db.runtime.feed.limits import CallerStreams
 from kronos_db.runtime.feed.tokens import ResumeTokens
 from kronos_db.runtime.pusher import Pusher
@@ -32,18 +32,22 @@ class Feeds:
         self._wakers: dict[str, dict[str, Callable[[], None]]] = {}
         self._listeners: list[Listener] = []
 
-    def open(self, database: Database, key: bytes) -> Feed:
-        """Return the feed of a domain; `key` vouches for its resume tokens. To be called before `start`."""
+    def open(self, database: Database, key: bytes, log: Log | None = None, pace: Pace | None = None) -> Feed:
+        """Return the feed of a domain; `key` vouches for its resume tokens. To be called before `start`.
+
+        `log` reads the changes in place of the database, at a `pace` of its own.
+        """
         tokens = ResumeTokens(key, database.domain)
-        feed = Feed(database, tokens, self.pusher, self.streams, self._pace)
+        feed = Feed(log or database, tokens, self.pusher, self.streams, pace or self._pace)
         self._feeds[database.domain] = feed
         self.listen(database.domain, channel_of(database.domain), feed.wake)
         database.on_changed = partial(self.notifier.changed, database)
         return feed
 
     def listen(self, domain: str, channel: str, wake: Callable[[], None]) -> None:
-        """Have `wake` called for a channel in the database of `domain`. To be called before `start`."""
-        self._wakers.setdefault(self._dsns[domain], {})[channel] = wake
+        """Have `wake` called, too, for a channel in the database of `domain`. To be called before `start`."""
+        wakers = self._wakers.setdefault(self._dsns[domain], {})
+        wakers[channel] = partial(_both, wakers[channel], wake) if channel in wakers else wake
 
     def start(self) -> None:
         """Listen, notify and push."""
@@ -68,3 +72,8 @@ class Feeds:
     def watched(self) -> dict[str, int]:
         """Return how many streams watch each domain."""
         return {domain: feed.watched for domain, feed in self._feeds.items()}
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()

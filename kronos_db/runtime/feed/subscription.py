@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -70,8 +70,7 @@ class Delivery:
         # Whether changes before the position were missed.
         self.gap = gap
         self.position = position
-        # Roughly its bytes: those of the body as text.
-        self.size = len(str(change.change.body)) if change else 0
+        self.size = change.size if change else 0
         self._token: str | None = None
 
     def token(self, tokens: ResumeTokens) -> str:
@@ -109,6 +108,7 @@ class Subscription:
     __slots__ = (
         "_drained",
         "_offered_bytes",
+        "_opening",
         "_sent",
         "_sent_at",
         "_sent_bytes",
@@ -126,7 +126,14 @@ class Subscription:
         "terms",
     )
 
-    def __init__(self, outlet: Outlet, terms: Terms, position: Position, wake: Callable[[Subscription], None]) -> None:
+    def __init__(
+        self,
+        outlet: Outlet,
+        terms: Terms,
+        position: Position,
+        wake: Callable[[Subscription], None],
+        opening: Iterator[Any] | None = None,
+    ) -> None:
         self.outlet = outlet
         self.terms = terms
         self.position = position
@@ -141,6 +148,8 @@ class Subscription:
         self._wake = wake
         self._drained: Callable[[Subscription], None] = wake
         self._waiting: deque[Delivery] = deque()
+        # Messages that are sent before all that waits.
+        self._opening = opening
         self._offered_bytes = 0
         self._sent_bytes = 0
         self._sent = 0
@@ -193,15 +202,24 @@ class Subscription:
         """Send what is next, unless the caller has yet to take what was sent last. For the pusher's thread."""
         if self.is_over or self._taken < self._sent or not self._waiting:
             return
+        if self._opening is not None:
+            message = next(self._opening, None)
+            if message is not None:
+                self._send(message)
+                return
+            self._opening = None
         delivery = self._waiting.popleft()
         self._sent_bytes += delivery.size
-        self._sent += 1
-        self._sent_at = time.monotonic()
-        self.outlet.send(self._message(delivery))
-        if not self._tells:
-            self._note_taken()
+        self._send(self._message(delivery))
         if self.behind and not self._waiting:
             self._drained(self)
+
+    def _send(self, message: Any) -> None:
+        self._sent += 1
+        self._sent_at = time.monotonic()
+        self.outlet.send(message)
+        if not self._tells:
+            self._note_taken()
 
     def _message(self, delivery: Delivery) -> Any:
         token = delivery.token(self.terms.tokens)

@@ -19,8 +19,8 @@ Answer = TypeVar("Answer", bound=Message)
 # What passes each message of a call on its way: returns it, or another in its place, and refuses by raising.
 Step: TypeAlias = "Callable[[Any, Call], Any]"
 
-# Seconds for which the answer of a write without request_id is kept: its own attempts alone can ask for it.
-_OWN_WINDOW = 600.0
+# Seconds for which the answer of a call without `request_id` is kept: longer than all attempts take.
+_ATTEMPTS_WINDOW = 600.0
 
 
 class Standby(Protocol):
@@ -93,6 +93,12 @@ class Call:
             raise TypeError("handlers run in the chain alone")
         return context
 
+    def identify(self, request_id: UUID, fingerprint: bytes, window: float) -> None:
+        """Say which call this is, for a method whose request has no `request_id`: a repeat is known by its content."""
+        self.write_id = request_id
+        self.fingerprint = fingerprint
+        self.request_id_window = window
+
     def may(self, capability: str) -> bool:
         """Tell whether the access policy grants the caller a capability: `may` of the access file."""
         return capability in self.capabilities
@@ -129,7 +135,8 @@ class Call:
             reply=reply,
             encode=encode or _encode,
             decode=decode or answer.FromString,
-            window=self.request_id_window if self.write_id else min(self.request_id_window, _OWN_WINDOW),
+            # Without an id from the caller nobody can repeat it but the attempts made here.
+            window=self.request_id_window if self.write_id else min(self.request_id_window, _ATTEMPTS_WINDOW),
             validate_only=self.validate_only,
         )
 

@@ -23,6 +23,7 @@ from kronos_db.runtime.interceptors.call import Call, Step
 from kronos_db.runtime.interceptors.conversation import Conversations
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.interceptors.pushed import run_pushed
+from kronos_db.runtime.interceptors.terms import terms_of
 from kronos_db.runtime.parking import StepAside
 
 Message: TypeAlias = Any
@@ -139,10 +140,30 @@ class Registrar:
         """Keep the handlers of one service."""
         descriptor = descriptor_pool.Default().FindServiceByName(service)
         for name, handler in handlers.items():
-            self.handlers[Method(descriptor.methods_by_name[name])] = handler
+            terms = terms_of(_behavior_of(handler))
+            self.handlers[Method(descriptor.methods_by_name[name], terms=terms)] = handler
 
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Pass over: the same handlers come through `add_registered_method_handlers`."""
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Keep the handlers of services too whose code is of a generator that registers them in this way alone."""
+        for service in handlers:
+            if isinstance(service, grpc.ServiceRpcHandler):
+                methods = descriptor_pool.Default().FindServiceByName(service.service_name()).methods_by_name
+                found = {name: service.service(_Details(f"/{service.service_name()}/{name}")) for name in methods}
+                self.add_registered_method_handlers(
+                    service.service_name(), {name: handler for name, handler in found.items() if handler is not None}
+                )
+
+    def largest_request(self, usual: int) -> int:
+        """Return how many bytes the largest request of any method may have; `usual` is the limit of most."""
+        return max((usual, *(method.terms.most_bytes or 0 for method in self.handlers)))
+
+
+@dataclass
+class _Details:
+    """What gRPC tells a generic handler of a call."""
+
+    method: str
+    invocation_metadata: Any = ()
 
 
 def register(server: grpc.Server, handlers: Mapping[Method, grpc.RpcMethodHandler[Any, Any]]) -> None:
@@ -154,10 +175,15 @@ def register(server: grpc.Server, handlers: Mapping[Method, grpc.RpcMethodHandle
         server.add_registered_method_handlers(service, methods)
 
 
-def _behavior(method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> Handler:
+def _behavior_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
     found: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     if found is None:
         raise ValueError("a method handler without behavior")
+    return found
+
+
+def _behavior(method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> Handler:
+    found = _behavior_of(handler)
     if method.ours:
         handler_of_ours: Handler = found
         return handler_of_ours

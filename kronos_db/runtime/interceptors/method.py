@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from kronos.options.v1 import options_pb2
 
+from kronos_db.runtime.interceptors.terms import Terms
 from kronos_db.runtime.reception import Lane
 
 Kind: TypeAlias = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
@@ -26,6 +27,7 @@ class Method:
 
     descriptor: MethodDescriptor
     pushed: bool = False
+    terms: Terms = field(default_factory=Terms)
 
     @cached_property
     def service(self) -> str:
@@ -44,14 +46,14 @@ class Method:
 
     @cached_property
     def ours(self) -> bool:
-        """Whether it belongs to the contract; gRPC health and reflection do not."""
-        return self.service.startswith("kronos.")
+        """Whether a domain of ours serves it; gRPC health and reflection have none."""
+        return bool(self.terms.domain) or self.service.startswith("kronos.")
 
     @cached_property
     def domain(self) -> str:
         """The domain that serves it: `users` of `kronos.users.v1`; for services that are not ours, their package."""
         package = self.descriptor.containing_service.file.package
-        return package.split(".")[1] if self.ours else package
+        return self.terms.domain or (package.split(".")[1] if self.ours else package)
 
     @cached_property
     def request(self) -> Descriptor:

@@ -20,20 +20,25 @@ class ListenError(KronosError):
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """What a server takes: the largest request in bytes, the most calls at once; whether others share its port."""
+    """What a server takes: the largest request in bytes, the most calls at once; whether others share its port.
+
+    `largest_request` is that of the one method that takes the most, in bytes too.
+    """
 
     max_message_bytes: int
     max_concurrent_calls: int
     shares_port: bool
+    largest_request: int = 0
 
     def new_server(self, executor: ThreadPoolExecutor) -> grpc.Server:
         """Return a server without handlers and ports, whose calls `executor` runs."""
         calls = self.max_concurrent_calls
+        most_bytes = max(self.max_message_bytes * _MARGIN, self.largest_request + self.max_message_bytes)
         return grpc.server(
             executor,
             options=[
                 ("grpc.so_reuseport", int(self.shares_port)),
-                ("grpc.max_receive_message_length", self.max_message_bytes * _MARGIN),
+                ("grpc.max_receive_message_length", most_bytes),
                 # Finds out about callers that are gone without a word, whose streams would stay for hours.
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),

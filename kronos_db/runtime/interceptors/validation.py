@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from protovalidate import Validator
 
@@ -45,9 +46,11 @@ class Validation:
 
     def request(self, method: Method) -> Step:
         """Decode and check."""
-        limit = self._max_bytes
+        limit = method.terms.most_bytes or self._max_bytes
+        checks_text = method.terms.checks_text
         decode = method.request_class.FromString
-        collect = self._validator.collect_violations
+        # Without rules it would still take the message apart to look for some.
+        collect = self._validator.collect_violations if has_rules(method.request) else _no_violations
         # Compiles the rules now, so that a rule that does not compile stops the start.
         collect(method.request_class())
 
@@ -63,7 +66,7 @@ class Validation:
                 raise BadRequestError("rules of the contract", violations=[_violation(item) for item in violations])
             # U+0000 is valid UTF-8 but PostgreSQL refuses it in text; the search in the raw bytes costs next to
             # nothing.
-            if b"\0" in raw and (field := find_nul(message)):
+            if not checks_text and b"\0" in raw and (field := find_nul(message)):
                 raise BadRequestError.of(field, "must not contain U+0000")
             return message
 
@@ -71,6 +74,27 @@ class Validation:
 
     def response(self, _method: Method) -> None:
         """Nothing to do: answers are made by us."""
+
+
+def has_rules(descriptor: Descriptor) -> bool:
+    """Tell whether the contract states a rule for a message type, or for one that it may hold."""
+    found: dict[str, Descriptor] = {descriptor.full_name: descriptor}
+    waiting = [descriptor]
+    while waiting:
+        message = waiting.pop()
+        options = [message.GetOptions(), *(part.GetOptions() for part in (*message.fields, *message.oneofs))]
+        if any(field.full_name.startswith("buf.validate.") for each in options for field, _ in each.ListFields()):
+            return True
+        for field in message.fields:
+            below = field.message_type
+            if below is not None and below.full_name not in found:
+                found[below.full_name] = below
+                waiting.append(below)
+    return False
+
+
+def _no_violations(_message: Message) -> Sequence[Any]:
+    return ()
 
 
 def _malformed(method: Method, raw: bytes) -> MalformedMessageError:

@@ -62,12 +62,20 @@ def test_every_query_prepares_as_the_role_of_its_domain(
     def number(match: re.Match[str]) -> str:
         return f"${numbered.setdefault(match[1], len(numbered) + 1)}"
 
-    text = re.sub(r"%\((\w+)\)s", number, query.text)
-    assert "%" not in text, "psycopg wants every other % doubled"
+    # As psycopg chooses the format, or in binary.
+    text = re.sub(r"%\((\w+)\)[sb]", number, query.text)
+    assert "%" not in text.replace("%%", ""), "psycopg wants every other % doubled"
+    text = text.replace("%%", "%")
     with databases[domain].pool.connection() as connection:
         (user,) = connection.execute("SELECT session_user::text").fetchone() or ("",)
         assert user == f"kronos_{domain}"
         connection.execute("BEGIN")
+        if " COPY " in query.text:
+            # No plan, but rights: nothing is copied.
+            with connection.cursor().copy(query.text):
+                pass
+            connection.execute("ROLLBACK")
+            return
         try:
             connection.execute(f"PREPARE checked AS {text}", prepare=False)
             nulls = ", ".join(["NULL"] * len(numbered))

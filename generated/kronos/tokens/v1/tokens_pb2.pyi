@@ -1265,7 +1265,8 @@ class WatchRevocationsResponse(_message.Message):
     """Whether there were more than that: then older revocations are missing, and JWTs have to be introspected."""
     resume_token: _builtins.str
     """Where to go on should the stream end: with everything up to here received, nothing is skipped or repeated. Opaque.
-    In rare cases empty, with thousands of transactions in progress: then the one before still holds.
+    Empty in the snapshot, behind which a message brings the first one; and in rare cases, with thousands of transactions
+    in progress: then the one before still holds.
     """
     @_builtins.property
     def snapshot(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revocation]:
@@ -1275,7 +1276,7 @@ class WatchRevocationsResponse(_message.Message):
 
     @_builtins.property
     def revocation(self) -> Global___Revocation:
-        """The revocation. Absent in the first message, and now and then on a stream without revocations, to bring a fresh
+        """The revocation. Absent in the snapshot and in the message behind it, and now and then on a stream without revocations, to bring a fresh
         `resume_token`.
         """
 

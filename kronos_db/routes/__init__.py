@@ -1,0 +1,1 @@
+"""Endpoints, what they require, and the quotas of who calls them."""

@@ -1,0 +1,183 @@
+"""RoutesStore: the same tests straight, through a pgBouncer without and through one with prepared statements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kronos_db.embedded.postgres import EmbeddedPostgres
+from kronos_db.routes import store as stores
+from kronos_db.routes.messages import new_route
+from kronos_db.routes.model import (
+    Applied,
+    Listing,
+    NewQuota,
+    NewRoute,
+    QuotaInUseError,
+    QuotaNotFoundError,
+    Route,
+    RouteConflictError,
+    RoutesEtagMismatchError,
+    TableFullError,
+)
+from kronos_db.routes.store import RoutesStore
+from kronos_db.runtime.database.changes import Position
+from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.identifiers import uuid7
+from tests.parts.domain import mutation, new_database, opened, settings_of
+from tests.routes.population import unique
+
+WAYS = {"direct": None, "pgbouncer_118": False, "pgbouncer_124": True}
+
+
+@pytest.fixture(scope="module")
+def admin_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
+    with new_database(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def database(
+    request: pytest.FixtureRequest, admin_dsn: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    prepared = WAYS[request.param]
+    way = None if prepared is None else request.getfixturevalue(request.param)
+    settings = settings_of(
+        tmp_path_factory.mktemp(request.param), admin_dsn, way, prepared_statements=prepared is not False
+    )
+    with opened(settings, "routes") as made:
+        yield made
+
+
+@pytest.fixture
+def store(database: Database) -> RoutesStore:
+    """An empty table."""
+    made = RoutesStore(database)
+    made.apply([], None, mutation())
+    return made
+
+
+def new(name: str, path: str = "", **spec: Any) -> NewRoute:
+    return new_route("route", str(uuid7()), name, {"path": path or f"/{name}", "upstream": "up", **spec})
+
+
+def create(store: RoutesStore, name: str, **spec: Any) -> Route:
+    created: Route = store.create_route(new(name, **spec), mutation())
+    return created
+
+
+def quota(store: RoutesStore) -> str:
+    name = unique("q")
+    rule = {"limit": 1, "period_us": 1000, "burst": 1}
+    store.create_quota(NewQuota(str(uuid7()), name, 1, rule, [1], False, 3), mutation())
+    return name
+
+
+def test_what_changed_since_a_version(store: RoutesStore) -> None:
+    start = store.table_since(0).version
+    route, other = create(store, "a"), create(store, "b")
+    changed: Route = store.update_route(
+        route.id, 1, lambda each: new_route("route", each.id, each.name, {**each.spec, "priority": 5}), mutation()
+    )
+    store.delete_route(other.id, None, mutation())
+
+    since = store.table_since(start)
+
+    assert since.version == start + 4
+    assert (since.whole, list(since.routes), list(since.removed)) == (False, [changed], [other.id])
+    assert changed.version == 2
+    assert store.table_since(since.version)[1:] == (False, [], [], [])
+    whole = store.table_since(0)
+    assert (whole.whole, list(whole.routes)) == (True, [changed])
+
+
+def test_what_was_removed_long_ago_is_forgotten_and_then_all_is_read(store: RoutesStore) -> None:
+    start = store.table_since(0).version
+    kept = create(store, "kept")
+    store.delete_route(create(store, "gone").id, None, mutation())
+    while store.forget_removed(-1.0):
+        pass
+
+    since = store.table_since(start)
+
+    assert (since.whole, list(since.routes)) == (True, [kept])
+    assert store.table_since(since.version).whole is False
+
+
+def test_apply_writes_what_differs_alone(store: RoutesStore, database: Database) -> None:
+    first: Applied = store.apply([new(name) for name in "abc"], None, mutation())
+    position = database.position()
+    second: Applied = store.apply(
+        [new("a"), new("b", priority=1), new("d", metadata={"ä": "\\"})], first.version, mutation()
+    )
+
+    assert (second.created, second.updated, second.deleted, second.unchanged) == (["d"], ["b"], ["c"], 1)
+    page = database.changes_since(position, 100)
+    told = [(noted.change.body["event"], noted.change.body.get("name")) for noted in page.changes]
+    assert told == [("deleted", None), ("updated", "b"), ("created", "d")]
+    assert {noted.change.body["table"] for noted in page.changes} == {second.version}
+    assert page.changes[2].change.body["spec"]["metadata"] == {"ä": "\\"}
+    with pytest.raises(RoutesEtagMismatchError):
+        store.apply([], first.version, mutation())
+    assert [route.name for route in store.list_routes(Listing(10, "", ""))] == ["a", "b", "d"]
+
+
+def test_a_write_that_fails_takes_no_version(store: RoutesStore) -> None:
+    create(store, "a", methods=["GET"])
+    version = store.table_since(0).version
+    for bad in (new("b", "/a", methods=["GET"]), new("c", quotas=["none"])):
+        with pytest.raises((RouteConflictError, QuotaNotFoundError)):
+            store.create_route(bad, mutation())
+    assert store.table_since(0).version == version
+
+
+def test_rivals(store: RoutesStore) -> None:
+    create(store, "a", path="/x/{p}", methods=["GET"], headers=[["h", "1"]], host="h")
+    base = {"path": "/x/{q}", "methods": ["GET", "PUT"], "headers": [["h", "1"]], "host": "h"}
+    with pytest.raises(RouteConflictError):
+        create(store, "b", **base)
+    for number, change in enumerate(
+        ({"methods": ["PUT"]}, {"methods": []}, {"headers": []}, {"host": ""}, {"priority": 1}, {"path": "/x/{q:int}"})
+    ):
+        spec = {name: value for name, value in {**base, **change}.items() if value}
+        create(store, f"c{number}", **spec)
+    with pytest.raises(RouteConflictError):
+        create(store, "d", path="/x/{q}", headers=[["h", "1"]], host="h")
+
+
+def test_a_quota_in_use(store: RoutesStore) -> None:
+    name = quota(store)
+    found = store.get_quota("name", name)
+    assert found is not None
+    create(store, "a", quotas=[name])
+    with pytest.raises(QuotaInUseError):
+        store.delete_quota(found.id, None, mutation())
+    store.apply([], None, mutation())
+    store.delete_quota(found.id, found.version, mutation())
+    assert store.get_quota("id", found.id) is None
+
+
+def test_the_table_has_an_end(store: RoutesStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "MOST_ROUTES", 2)
+    create(store, "a")
+    create(store, "b")
+    with pytest.raises(TableFullError):
+        create(store, "c")
+
+
+def test_a_repeat_of_a_whole_table(store: RoutesStore) -> None:
+    again = mutation()
+    first = store.apply([new("a")], None, again)
+    create(store, "b")
+    assert store.apply([new("a")], None, again) == first
+    assert len(store.list_routes(Listing(10, "", ""))) == 2
+
+
+def test_the_log_is_in_the_order_of_versions(store: RoutesStore, database: Database) -> None:
+    position: Position = database.position()
+    for name in "abc":
+        create(store, name)
+    versions = [noted.change.body["table"] for noted in database.changes_since(position, 10).changes]
+    assert versions == sorted(versions)
