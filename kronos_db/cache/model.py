@@ -16,8 +16,8 @@ KINDS = frozenset({NAMESPACE_KIND, ENTRY_KIND, TAG_KIND})
 
 # What stands between keys, and between the tags of one, where many are one text; neither may hold it.
 KEY_SEPARATOR, TAG_SEPARATOR = "\x1f", "\x1e"
-# And what stands between keys in the log of changes: the one control character that JSON does not escape. A list of
-# them would be twice as many quotes, which psycopg escapes one by one.
+# And what stands between keys in the log of changes: the one control character that JSON does not escape. In a list
+# they would have two quotes each, which psycopg escapes one by one.
 LOGGED_SEPARATOR = "\x7f"
 
 
@@ -136,12 +136,11 @@ NOTHING = State(None, is_current=False, is_servable=False, lease_left=None, entr
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query by an index: what a value must equal, or lie between (the end excluded); None is open."""
+    """A query by an index: from `low` on, until before `high`, behind the value and key of `after` if there is one."""
 
     index: Index
-    equals: str | None
-    low: str | None
-    high: str | None
+    low: str
+    high: str
     descending: bool
     after: Sequence[str] | None
     limit: int

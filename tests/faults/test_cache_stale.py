@@ -24,7 +24,7 @@ from kronos.cache.v1.cache_pb2_grpc import CacheServiceStub
 
 from kronos_db.embedded.redis import EmbeddedRedis
 from tests.cache.population import new_namespace
-from tests.faults.test_stale import Pair, Storm, own_redis, pair  # noqa: F401  # a fixture
+from tests.faults.test_stale import Pair, Storm, pair
 from tests.parts.eventually import eventually
 from tests.parts.fleet import Fleet
 from tests.parts.slow_server import FAULTS
@@ -160,7 +160,7 @@ def _interleave(on: Pair, storage: int, calls: int, enough: int | None = None) -
 def test_no_old_value_after_an_acknowledged_invalidation(
     database: str,
     tmp_path: Path,
-    own_redis: EmbeddedRedis,  # noqa: F811
+    own_redis: EmbeddedRedis,
 ) -> None:
     with pair(tmp_path, database, own_redis) as on, Storm(own_redis) as storm:
         durable = _interleave(on, pb.NAMESPACE_STORAGE_DURABLE, _CALLS // 2)
@@ -178,7 +178,7 @@ def test_no_old_value_after_an_acknowledged_invalidation(
 def test_a_fault_is_seen(
     database: str,
     tmp_path: Path,
-    own_redis: EmbeddedRedis,  # noqa: F811
+    own_redis: EmbeddedRedis,
     fault: str,
 ) -> None:
     """The test above can fail: when versions of copies are not looked at, and when those from Redis are not."""
