@@ -25,7 +25,7 @@ def test_the_opening_comes_first_and_nothing_since_its_position_is_missed(make_w
         return iter([(None, "page 1"), (None, "page 2")])
 
     outlet = MemoryOutlet(takes=False)
-    world.feed.watch(outlet, "", ALL, message, opening)
+    world.feed.watch(outlet, "", ALL, message, opening=opening)
     eventually(lambda: outlet.messages)
     world.log.append("c")
     world.feed.wake()
@@ -48,7 +48,7 @@ def test_it_is_made_as_the_caller_takes_it(make_world: Callable[..., World]) -> 
             yield None, f"{number}"
 
     outlet = MemoryOutlet(takes=False)
-    make_world().feed.watch(outlet, "", ALL, message, pages)
+    make_world().feed.watch(outlet, "", ALL, message, opening=pages)
     for count in range(1, 4):
         eventually(lambda: len(outlet.messages) == count)  # noqa: B023
         outlet.take()
@@ -60,7 +60,7 @@ def test_it_is_made_as_the_caller_takes_it(make_world: Callable[..., World]) -> 
 def test_many_changes_meanwhile_are_told_in_order(make_world: Callable[..., World]) -> None:
     world = make_world()
     outlet = MemoryOutlet(takes=False)
-    world.feed.watch(outlet, "", ALL, message, lambda: iter([(None, "page")]))
+    world.feed.watch(outlet, "", ALL, message, opening=lambda: iter([(None, "page")]))
     wanted = [str(number) for number in range(60)]
     for name in wanted:
         world.log.append(name)
@@ -75,7 +75,7 @@ def test_with_a_token_there_is_no_opening(make_world: Callable[..., World]) -> N
     world.log.append("a", "b")
     outlet = MemoryOutlet()
 
-    world.feed.watch(outlet, world.token(1), ALL, message, lambda: pytest.fail("not asked for"))
+    world.feed.watch(outlet, world.token(1), ALL, message, opening=lambda: pytest.fail("not asked for"))
 
     eventually(lambda: outlet.told == ["b"])
 
@@ -88,9 +88,9 @@ def test_an_opening_that_fails_leaves_nothing_behind(make_world: Callable[..., W
 
     for _ in range(3):
         with pytest.raises(UnavailableError):
-            world.feed.watch(MemoryOutlet(), "", ALL, message, fails)
+            world.feed.watch(MemoryOutlet(), "", ALL, message, opening=fails)
     world.watch()
     reads = world.log.reads
     with pytest.raises(TooManyStreamsError):
-        world.feed.watch(MemoryOutlet(), "", ALL, message, lambda: pytest.fail("refused before it is read"))
+        world.feed.watch(MemoryOutlet(), "", ALL, message, opening=lambda: pytest.fail("refused before it is read"))
     assert world.log.reads <= reads + 1
