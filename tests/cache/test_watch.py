@@ -11,6 +11,7 @@ from kronos.cache.v1 import cache_pb2 as pb
 
 from kronos_db.cache.upkeep import CHANGES_KEPT
 from tests.cache.population import delete, fill, invalidate, lease, new_namespace, put, seconds, stub
+from tests.parts.eventually import eventually
 from tests.parts.refusal import refused
 from tests.parts.serving import Serving
 from tests.parts.watching import LIMIT
@@ -95,6 +96,15 @@ def test_a_gap_is_told_and_the_stream_goes_on(fresh_serving: Serving, database: 
         fresh_serving.server._databases["cache"].purge_changes(CHANGES_KEPT)
         count = admin.execute("SELECT count(*) FROM cache.change WHERE create_time < now() - interval '1 minute'")
         assert count.fetchone() == (0,)
+        other = new_namespace(cache)
+
+        def is_behind() -> bool:
+            # What is purged is old in truth: no transaction from before it is open any more.
+            put(cache, other, "x")
+            (purged,) = admin.execute("SELECT purged::text::bigint FROM cache.change_horizon").fetchone() or (0,)
+            return int(fresh_serving.server._databases["cache"].position().seen.partition(":")[0]) > int(purged)
+
+        eventually(is_behind)
 
     for names in ([name], []):
         again = watch(fresh_serving, namespaces=names, resume_token=token)
