@@ -267,7 +267,7 @@ def test_a_use_that_one_process_saw_counts_in_the_other(
         assert is_active(others, issued.secret)
         assert is_active(tokens, issued.secret)
         # This one's use is written; the other does not hear of it.
-        one._uses.flush()
+        one._domains._uses.flush()
         assert known_use(sql, issued.id) < 5
         until = time.monotonic() + 1.5
         while time.monotonic() < until:

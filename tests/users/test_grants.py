@@ -205,7 +205,7 @@ class TestExpiry:
     @pytest.fixture
     def late(self, fresh_serving: Serving) -> Serving:
         """A server whose background work does not come to remove what has expired."""
-        for work in fresh_serving.server._background:
+        for work in fresh_serving.server._domains._background:
             if work.name == "expire-grants":
                 work.stop()
         return fresh_serving

@@ -51,6 +51,8 @@ class Pushed:
 
     def send(self, message: Any) -> None:
         """Pass one response on to the caller; None ends the stream, an exception ends it with its status."""
+        if self._ended:
+            return
         if message is None:
             self._complete()
             return
