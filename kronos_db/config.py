@@ -180,7 +180,10 @@ class Settings(BaseSettings):
         None, description="PEM authorities of client certificates: turns mTLS on."
     )
 
-    worker_threads: int = Field(4, ge=1, le=256, description="Threads that run the calls of a domain; few beat many.")
+    worker_threads: int = Field(
+        2, ge=1, le=256, description="Threads that run the calls of a domain but its writes; few beat many."
+    )
+    write_threads: int = Field(4, ge=1, le=256, description="Threads of a domain for writes, which wait for the disk.")
     compute_threads: int = Field(
         2, ge=1, le=64, description="Threads of a domain for password hashing, apart from the workers."
     )

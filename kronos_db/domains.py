@@ -248,7 +248,7 @@ class Domains:
         store = MessagesStore(database, LowWater())
         waiting = Waiting(store, partial(process.feeds.notifier.changed, database, "ready"))
         process.feeds.listen(database.domain, channel(database.domain, "ready"), waiting.notified)
-        consumers = Consumers(store, waiting, partial(process.workers.post, Lane(database.domain, "call")))
+        consumers = Consumers(store, waiting, partial(process.workers.post, Lane(database.domain, "write")))
         self._stopping += [waiting.close, consumers.close]
         queues = QueuesStore(database, store.queries)
         self._background += Keeper(store, queues).works()

@@ -80,7 +80,11 @@ class Server:
         self._databases = {domain: open_database(settings, domain) for domain in SERVED}
         self._core = OneCore(slot, slots)
         self._workers = Workers(
-            settings.worker_threads, settings.compute_threads, _MOST_STREAMS, on_compute=self._core.release
+            settings.worker_threads,
+            settings.compute_threads,
+            _MOST_STREAMS,
+            settings.write_threads,
+            on_compute=self._core.release,
         )
         self._metrics = RpcMetrics(self.registry, shared / f"calls-{slot}.tally" if shared else None)
         self._overload = Overload(_limits(settings), self._workers.expected_wait, self._metrics.refused)

@@ -30,10 +30,10 @@ _NO_REQUEST = b""
 
 
 class Lane(NamedTuple):
-    """Which threads run a call: those of its domain for calls, for what burns processor time, or for streams."""
+    """Which threads run a call: those of its domain for reads, for writes, for computing, or for streams."""
 
     domain: str
-    kind: Literal["call", "compute", "stream"]
+    kind: Literal["call", "write", "compute", "stream"]
 
 
 # For calls of which nothing is known.

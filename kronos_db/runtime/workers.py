@@ -81,14 +81,22 @@ def about_to_block() -> None:
 class Workers:
     """The threads of all domains, started when a domain is first called; stands in for the pool of `grpc.server`.
 
-    `calls`, `compute` and `streams` are the most threads of one domain for each kind of call. `on_compute` is run by
-    each thread for what burns processor time, before its first call.
+    `calls`, `compute`, `streams` and `writes` are the most threads of one domain for each kind of call; by default as
+    many for writes as for other calls. `on_compute` is run by each thread for what burns processor time, before its
+    first call.
     """
 
     def __init__(
-        self, calls: int, compute: int = 1, streams: int = 1, on_compute: Callable[[], object] = lambda: None
+        self,
+        calls: int,
+        compute: int = 1,
+        streams: int = 1,
+        writes: int | None = None,
+        *,
+        on_compute: Callable[[], object] = lambda: None,
     ) -> None:
         self._calls = calls
+        self._writes = writes or calls
         self._compute = compute
         self._streams = streams
         self._on_compute = on_compute
@@ -138,6 +146,8 @@ class Workers:
             return _StreamLane(self._streams, f"stream-{lane.domain}")
         if lane.kind == "compute":
             return _Lane(self._compute, f"compute-{lane.domain}", self._on_compute)
+        if lane.kind == "write":
+            return _Lane(self._writes, f"writer-{lane.domain}", lambda: None)
         return _Lane(self._calls, f"worker-{lane.domain}", lambda: None)
 
     def _opened(self) -> list[_Lane | _StreamLane]:

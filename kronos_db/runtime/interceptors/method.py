@@ -103,5 +103,8 @@ class Method:
 
     @cached_property
     def lane(self) -> Lane:
-        """The threads that run its calls."""
-        return Lane(self.domain, "call" if self.room == "push" else self.room)
+        """The threads that run its calls: those of writes wait for the disk, and are not to hold up reads."""
+        if self.room in {"compute", "stream"}:
+            return Lane(self.domain, "compute" if self.compute else "stream")
+        writes = self.mutating or self.descriptor.client_streaming or bool(self.terms.domain)
+        return Lane(self.domain, "write" if writes else "call")

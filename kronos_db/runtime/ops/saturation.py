@@ -53,7 +53,7 @@ def watch_calls(
     gauges(
         registry,
         "kronos_db_calls_queued",
-        "Calls that wait for a thread; kind is `call`, or `compute` for password hashing and its like.",
+        "Calls that wait for a thread; kind is `call` for reads, `write`, or `compute` for password hashing.",
         ["domain", "kind"],
         lambda: [(lane, count) for lane, count in queued().items() if lane.kind != "stream"],
     )

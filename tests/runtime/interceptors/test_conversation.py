@@ -154,10 +154,14 @@ def test_idle_ones_hold_no_thread(probe: ProbeServer, echoing: list[Echoing]) ->
     # A first call of each kind has made the threads that there will be.
     probe.call("Unary")
     probe.call("Converse", Probe(name="first"))
-    servers = {thread.name for thread in threading.enumerate() if thread.name.startswith(("worker-", "stream-"))}
+    servers = {
+        thread.name for thread in threading.enumerate() if thread.name.startswith(("worker-", "writer-", "stream-"))
+    }
     talks = [Talk(probe, timeout=60) for _ in range(40)]
     eventually(lambda: len(echoing) == 41)
-    after = {thread.name for thread in threading.enumerate() if thread.name.startswith(("worker-", "stream-"))}
+    after = {
+        thread.name for thread in threading.enumerate() if thread.name.startswith(("worker-", "writer-", "stream-"))
+    }
     assert after == servers
     # And none of them is taken: unary calls and every stream are answered.
     for number, talk in enumerate(talks):
