@@ -196,7 +196,7 @@ class RoutesService(QuotaMethods, RoutesServiceServicer):
     @pushes
     def WatchRoutes(self, request: pb.WatchRoutesRequest, outlet: CallOutlet) -> None:
         """Push the table, and then its changes."""
-        watch = _Watch(self._table)
+        watch = _Watch(self._table, resumes=bool(request.resume_token))
         wanted = Wanted(frozenset({model.ROUTE}))
         self._feed.watch(outlet, request.resume_token, wanted, watch.message, opening=watch.snapshot)
 
@@ -218,19 +218,29 @@ class RoutesService(QuotaMethods, RoutesServiceServicer):
 class _Watch:
     """What one stream is told: the table at one version, and what changed after it."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, *, resumes: bool) -> None:
         self._table = table
         self._version = 0
+        # Whether a token leads to no change that is in the snapshot; of before the stream's position was taken.
+        self._safe = resumes
+        self._before = 0 if resumes else table.read().version
 
     def snapshot(self) -> Iterator[pb.WatchRoutesResponse]:
         """Return the messages of the table as it is after this call began; they are made one by one."""
         read = self._table.read()
         self._version = read.version
+        self._safe = read.version == self._before
         return _pages(read)
 
     def message(self, noted: Noted | None, resume_token: str) -> pb.WatchRoutesResponse:
-        """Return what is told of a change; of none, and of one that is in the snapshot, how far the stream is."""
-        response = pb.WatchRoutesResponse(resume_token=resume_token)
+        """Return what is told of a change; of none, and of one that is in the snapshot, how far the stream is.
+
+        Without a token while there may be changes ahead that are in the snapshot: who resumed there would be told of
+        them again.
+        """
+        if noted is not None and noted.change.body["table"] >= self._version:
+            self._safe = True
+        response = pb.WatchRoutesResponse(resume_token=resume_token if self._safe else "")
         if noted is not None and noted.change.body["table"] > self._version:
             messages.route_change(noted, response.change)
         return response

@@ -25,10 +25,12 @@ from kronos_db.config import Settings, environment_of
 from kronos_db.embedded.redis import EmbeddedRedis
 from tests.parts.serving import CHEAP, make_secrets
 from tests.parts.slow_server import FAULTS
+from tests.parts.watching import SOAK
 
 _LIMIT = 30.0  # seconds
 _THREADS = 16
 _USERS = 12
+_CALLS = 20_000 if SOAK else 5_000
 
 
 class Pair:
@@ -210,15 +212,16 @@ def interleave(on: Pair, calls: int, enough: int | None = None) -> Ledger:
     return ledger
 
 
+@pytest.mark.soak
 def test_no_answer_is_from_before_an_acknowledged_write(
     database: str, tmp_path: Path, own_redis: EmbeddedRedis
 ) -> None:
     with pair(tmp_path, database, own_redis) as on, Storm(own_redis) as storm:
-        ledger = interleave(on, 20_000)
+        ledger = interleave(on, _CALLS)
     assert ledger.stale == []
-    assert ledger.reads > 10_000
-    assert ledger.writes > 2_000
-    assert storm.struck >= 4
+    assert ledger.reads > _CALLS / 2
+    assert ledger.writes > _CALLS / 10
+    assert storm.struck >= 2
 
 
 @pytest.mark.parametrize("fault", FAULTS)

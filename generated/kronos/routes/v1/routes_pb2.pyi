@@ -1302,8 +1302,8 @@ class WatchRoutesResponse(_message.Message):
     table_version: _builtins.str
     """Version of the table that they are of; empty on messages without them."""
     resume_token: _builtins.str
-    """Where to go on, should the stream end. Empty until the table is complete, and when it cannot be told; then keep
-    the last one.
+    """Where to go on, should the stream end. Empty until the table is complete and what was changed while it was read has
+    passed, and when it cannot be told; then keep the last one, and without one begin anew with an empty table.
     """
     @_builtins.property
     def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Route]:
