@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from kronos.cache.v1 import cache_pb2 as pb
@@ -13,7 +12,7 @@ from kronos_db.cache.writes import seconds
 from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.identifiers import uuid7
 
-_UPDATABLE = ("default_ttl", "default_stale_time", "max_entries", "max_bytes", "max_value_bytes")
+UPDATABLE = ("default_ttl", "default_stale_time", "max_entries", "max_bytes", "max_value_bytes")
 _DEFAULT_VALUE_BYTES = 64 * 1024
 # Of what is to be created, the database says when.
 _UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
@@ -45,28 +44,3 @@ def new_namespace(namespace: pb.Namespace) -> Namespace:
         create_time=_UNKNOWN,
         update_time=_UNKNOWN,
     )
-
-
-def update_fields(request: pb.UpdateNamespaceRequest) -> Sequence[str]:
-    """Return the fields to change (AIP-134, AIP-161). Raises BadRequestError."""
-    paths = list(request.update_mask.paths)
-    if not paths:
-        paths = [field.name for field, _value in request.namespace.ListFields() if field.name in _UPDATABLE]
-    if paths == ["*"]:
-        return _UPDATABLE
-    for index, path in enumerate(paths):
-        if path not in _UPDATABLE:
-            known = ", ".join(_UPDATABLE)
-            raise BadRequestError.of(f"update_mask.paths[{index}]", f"must be one of {known}, or * alone")
-    if not paths:
-        raise BadRequestError.of("update_mask", "names nothing to change, and namespace has no value to change")
-    return paths
-
-
-def version_of(etag: str, field: str) -> int | None:
-    """Return the version that an etag stands for, None for none. Raises BadRequestError."""
-    if not etag:
-        return None
-    if not etag.isascii() or not etag.isdigit() or len(etag) > 18:  # noqa: PLR2004  # fits bigint
-        raise BadRequestError.of(field, "is not an etag of this server")
-    return int(etag)

@@ -15,7 +15,7 @@ from kronos.cache.v1.cache_pb2_grpc import CacheServiceServicer
 from kronos_db.cache import model
 from kronos_db.cache.answers import Told, delete_outcome, fill_response, put_response
 from kronos_db.cache.counting import Counts
-from kronos_db.cache.declaring import new_namespace, update_fields, version_of
+from kronos_db.cache.declaring import UPDATABLE, new_namespace
 from kronos_db.cache.leasing import Leases, lease_of, lease_text
 from kronos_db.cache.lookup import Lookup
 from kronos_db.cache.messages import duration, entry_message, entry_of, namespace_message
@@ -25,11 +25,13 @@ from kronos_db.cache.room import Room
 from kronos_db.cache.store import EntriesStore, Versions
 from kronos_db.cache.writes import check_keys, check_names, columns, seconds
 from kronos_db.runtime.database.idempotency import Mutation
+from kronos_db.runtime.etags import version_of
 from kronos_db.runtime.feed.feed import Feed
 from kronos_db.runtime.feed.subscription import Wanted
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.outlet import CallOutlet, pushes
 from kronos_db.runtime.paging import PageTokens, page_size
+from kronos_db.runtime.update_masks import masked_fields
 
 # Seconds for which the answer of a write is kept: as the contract says.
 _REPEATABLE = 600.0
@@ -92,7 +94,10 @@ class CacheService(CacheServiceServicer):
         self, request: pb.UpdateNamespaceRequest, context: grpc.ServicerContext
     ) -> pb.UpdateNamespaceResponse:
         """Change the fields that the mask names."""
-        fields, values = update_fields(request), new_namespace(request.namespace)
+        fields, values = (
+            masked_fields(request.update_mask, request.namespace, "namespace", UPDATABLE),
+            new_namespace(request.namespace),
+        )
         mutation: Mutation[model.Namespace, pb.UpdateNamespaceResponse] = _mutation(
             context,
             pb.UpdateNamespaceResponse,

@@ -23,6 +23,7 @@ from kronos_db.runtime.cache.engine import Cache, Loaded, Rules
 from kronos_db.runtime.database.changes import tag
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
+from kronos_db.runtime.etags import version_of
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.conversation import Conversation, Replies, converses
 from kronos_db.runtime.paging import PageTokens, page_size
@@ -95,7 +96,7 @@ class MessagesService(MessagesServiceServicer):
         def change(rules: model.Rules) -> model.Rules:
             return wire.check_rules(rules._replace(**changes))
 
-        version = _version(queue.etag, "queue.etag")
+        version = version_of(queue.etag, "queue.etag")
         return self._queues.update(queue.name, version, change, _with_queue(context, pb.UpdateQueueResponse))
 
     def DeleteQueue(self, request: pb.DeleteQueueRequest, context: grpc.ServicerContext) -> pb.DeleteQueueResponse:
@@ -103,7 +104,7 @@ class MessagesService(MessagesServiceServicer):
         mutation: Mutation[model.Queue, pb.DeleteQueueResponse] = Call.of(context).mutation(
             pb.DeleteQueueResponse, lambda _queue: pb.DeleteQueueResponse()
         )
-        return self._queues.delete(request.queue, _version(request.etag, "etag"), mutation)
+        return self._queues.delete(request.queue, version_of(request.etag, "etag"), mutation)
 
     def PurgeQueue(self, request: pb.PurgeQueueRequest, context: grpc.ServicerContext) -> pb.PurgeQueueResponse:
         """Empty a queue."""
@@ -354,14 +355,6 @@ def _within(messages: Sequence[model.Message], size: int) -> int:
     """Return how many messages a page has: those of which the payload was read, and `size` at most."""
     read = [message.payload is not None for message in messages[:size]]
     return read.index(False) if False in read else len(read)
-
-
-def _version(etag: str, field: str) -> int | None:
-    if not etag:
-        return None
-    if not etag.isascii() or not etag.isdigit() or len(etag) > 18:  # noqa: PLR2004  # fits bigint
-        raise BadRequestError.of(field, "is not an etag of this server")
-    return int(etag)
 
 
 def _masked_fields(request: pb.UpdateQueueRequest) -> Sequence[str]:

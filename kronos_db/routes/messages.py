@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -220,26 +220,3 @@ def set_duration(message: Duration, seconds: float) -> None:
     """Set a Duration, to the microsecond and never shorter."""
     micros = -int(-seconds * _US // 1)
     message.seconds, message.nanos = micros // _US, micros % _US * 1000
-
-
-def masked(paths: Sequence[str], given: Iterable[str], known: Sequence[str], record: str) -> Sequence[str]:
-    """Return the fields to change (AIP-134, AIP-161): `given` are those with a value. Raises BadRequestError."""
-    if not paths:
-        paths = [name for name in given if name in known]
-    if list(paths) == ["*"]:
-        return known
-    for index, path in enumerate(paths):
-        if path not in known:
-            raise BadRequestError.of(f"update_mask.paths[{index}]", f"must be one of {', '.join(known)}, or * alone")
-    if not paths:
-        raise BadRequestError.of("update_mask", f"names nothing to change, and {record} has no value to change")
-    return paths
-
-
-def version_of(etag: str, field: str) -> int | None:
-    """Return the version that an etag stands for, None for none. Raises BadRequestError."""
-    if not etag:
-        return None
-    if not etag.isascii() or not etag.isdigit() or len(etag) > 18:  # noqa: PLR2004  # fits bigint
-        raise BadRequestError.of(field, "is not an etag of this server")
-    return int(etag)

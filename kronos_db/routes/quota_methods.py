@@ -16,8 +16,10 @@ from kronos_db.routes.store import RoutesStore
 from kronos_db.routes.table import Snapshot, Table
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
+from kronos_db.runtime.etags import version_of
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.paging import PageTokens, page_size
+from kronos_db.runtime.update_masks import masked_fields
 
 _NOBODY = Subject()
 
@@ -67,8 +69,7 @@ class QuotaMethods:
     def UpdateQuota(self, request: pb.UpdateQuotaRequest, context: object) -> pb.UpdateQuotaResponse:
         """Change the fields that the mask names."""
         quota = request.quota
-        given = [field.name for field, _ in quota.ListFields()]
-        fields = messages.masked(request.update_mask.paths, given, messages.QUOTA_FIELDS, "quota")
+        fields = masked_fields(request.update_mask, quota, "quota", messages.QUOTA_FIELDS)
         values = messages.quota_spec(quota)
         with_rule = any(field in fields for field in messages.RULES)
         if with_rule and (values.kind is None or quota.WhichOneof("rule") not in fields):
@@ -88,7 +89,7 @@ class QuotaMethods:
         mutation: Mutation[model.Quota, pb.UpdateQuotaResponse] = Call.of(context).mutation(
             pb.UpdateQuotaResponse, lambda updated: pb.UpdateQuotaResponse(quota=messages.quota_message(updated))
         )
-        etag = messages.version_of(quota.etag, "quota.etag")
+        etag = version_of(quota.etag, "quota.etag")
         return self._store.update_quota(quota.id.lower(), etag, change, mutation)
 
     def DeleteQuota(self, request: pb.DeleteQuotaRequest, context: object) -> pb.DeleteQuotaResponse:
@@ -96,7 +97,7 @@ class QuotaMethods:
         mutation: Mutation[model.Quota, pb.DeleteQuotaResponse] = Call.of(context).mutation(
             pb.DeleteQuotaResponse, lambda _deleted: pb.DeleteQuotaResponse()
         )
-        return self._store.delete_quota(request.id.lower(), messages.version_of(request.etag, "etag"), mutation)
+        return self._store.delete_quota(request.id.lower(), version_of(request.etag, "etag"), mutation)
 
     def ConsumeQuota(self, request: pb.ConsumeQuotaRequest, context: object) -> pb.ConsumeQuotaResponse:
         """Consume of one quota."""

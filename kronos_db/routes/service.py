@@ -23,12 +23,14 @@ from kronos_db.routes.template import normalized
 from kronos_db.runtime.database.changes import Noted
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
+from kronos_db.runtime.etags import version_of
 from kronos_db.runtime.feed.feed import Feed
 from kronos_db.runtime.feed.subscription import Wanted
 from kronos_db.runtime.identifiers import uuid7
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.outlet import CallOutlet, pushes
 from kronos_db.runtime.paging import PageTokens, page_size
+from kronos_db.runtime.update_masks import masked_fields
 
 # Answers of one version of the table that are kept; then one begins anew.
 _MOST_ANSWERS = 4096
@@ -96,8 +98,7 @@ class RoutesService(QuotaMethods, RoutesServiceServicer):
     def UpdateRoute(self, request: pb.UpdateRouteRequest, context: grpc.ServicerContext) -> pb.UpdateRouteResponse:
         """Change the fields that the mask names."""
         route = request.route
-        given = [field.name for field, _ in route.ListFields()]
-        fields = messages.masked(request.update_mask.paths, given, messages.ROUTE_FIELDS, "route")
+        fields = masked_fields(request.update_mask, route, "route", messages.ROUTE_FIELDS)
         values = messages.spec_of(route)
 
         def change(current: model.Route) -> model.NewRoute:
@@ -108,7 +109,7 @@ class RoutesService(QuotaMethods, RoutesServiceServicer):
         mutation: Mutation[model.Route, pb.UpdateRouteResponse] = Call.of(context).mutation(
             pb.UpdateRouteResponse, lambda updated: pb.UpdateRouteResponse(route=messages.route_message(updated))
         )
-        etag = messages.version_of(route.etag, "route.etag")
+        etag = version_of(route.etag, "route.etag")
         return self._store.update_route(route.id.lower(), etag, change, mutation)
 
     def DeleteRoute(self, request: pb.DeleteRouteRequest, context: grpc.ServicerContext) -> pb.DeleteRouteResponse:
@@ -116,7 +117,7 @@ class RoutesService(QuotaMethods, RoutesServiceServicer):
         mutation: Mutation[model.Route, pb.DeleteRouteResponse] = Call.of(context).mutation(
             pb.DeleteRouteResponse, lambda _deleted: pb.DeleteRouteResponse()
         )
-        return self._store.delete_route(request.id.lower(), messages.version_of(request.etag, "etag"), mutation)
+        return self._store.delete_route(request.id.lower(), version_of(request.etag, "etag"), mutation)
 
     def ApplyRoutes(self, request: pb.ApplyRoutesRequest, context: grpc.ServicerContext) -> pb.ApplyRoutesResponse:
         """Make the table what the request says."""
@@ -141,7 +142,7 @@ class RoutesService(QuotaMethods, RoutesServiceServicer):
                 response.conflicts.add(kind=kind, route=conflict.route, others=conflict.others)
             return response
 
-        at = messages.version_of(request.table_version, "table_version")
+        at = version_of(request.table_version, "table_version")
         mutation: Mutation[model.Applied, pb.ApplyRoutesResponse] = call.mutation(pb.ApplyRoutesResponse, reply)
         return self._store.apply(routes, at, mutation)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -166,31 +166,6 @@ def claims(message: pb.Token, path: str) -> Mapping[str, Any]:
     if size > _MAX_CLAIMS_BYTES:
         raise BadRequestError.of(path, f"must not be larger than {_MAX_CLAIMS_BYTES} bytes as JSON")
     return found
-
-
-def changed_fields(request: pb.UpdateTokenRequest) -> Sequence[str]:
-    """Return the fields to change (AIP-134, AIP-161). Raises BadRequestError."""
-    paths = list(request.update_mask.paths)
-    if not paths:
-        paths = [field.name for field, _value in request.token.ListFields() if field.name in UPDATABLE]
-    if paths == ["*"]:
-        return UPDATABLE
-    for index, path in enumerate(paths):
-        if path not in UPDATABLE:
-            known = ", ".join(UPDATABLE)
-            raise BadRequestError.of(f"update_mask.paths[{index}]", f"must be one of {known}, or * alone")
-    if not paths:
-        raise BadRequestError.of("update_mask", "names nothing to change, and token has no value to change")
-    return paths
-
-
-def version(etag: str, field: str) -> int | None:
-    """Return the version that an etag stands for, None without one. Raises BadRequestError."""
-    if not etag:
-        return None
-    if not etag.isascii() or not etag.isdigit() or len(etag) > 18:  # noqa: PLR2004  # fits bigint
-        raise BadRequestError.of(field, "is not an etag of this server")
-    return int(etag)
 
 
 def selection(request: pb.RevokeTokensRequest) -> model.Selection:

@@ -17,12 +17,14 @@ from kronos_db.runtime.crypto.sealing import Sealer
 from kronos_db.runtime.database.changes import Noted
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError, FieldViolation
+from kronos_db.runtime.etags import version_of
 from kronos_db.runtime.feed.feed import Feed
 from kronos_db.runtime.feed.subscription import Wanted
 from kronos_db.runtime.identifiers import uuid7
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.outlet import CallOutlet, pushes
 from kronos_db.runtime.paging import PageTokens, page_size
+from kronos_db.runtime.update_masks import masked_fields
 from kronos_db.tokens import messages, model
 from kronos_db.tokens.credentials import Credentials, Presented, Secret
 from kronos_db.tokens.introspection import Examined, Introspection
@@ -206,12 +208,12 @@ class TokensService(TokensServiceServicer):
 
     def UpdateToken(self, request: pb.UpdateTokenRequest, context: grpc.ServicerContext) -> pb.UpdateTokenResponse:
         """Change the fields that the mask names."""
-        fields = messages.changed_fields(request)
+        fields = masked_fields(request.update_mask, request.token, "token", messages.UPDATABLE)
         token = request.token
         change = model.Change(
             id=token.id.lower(),
             family_id=token.family_id,
-            version=messages.version(token.etag, "token.etag"),
+            version=version_of(token.etag, "token.etag"),
             fields=fields,
             claims=messages.claims(token, "token.claims"),
             sensitive_claims=token.sensitive_claims or None,
