@@ -29,6 +29,7 @@ from kronos_db.runtime.interceptors.conversation import Conversation, Replies, c
 from kronos_db.runtime.paging import PageTokens, page_size
 from kronos_db.runtime.parking import Parked, Parking
 from kronos_db.runtime.timestamps import set_timestamp
+from kronos_db.runtime.update_masks import masked_fields
 
 _MOST_LEASED = 1000
 _DEFAULT_LEASE_BYTES, _MOST_LEASE_BYTES = 1 << 20, 3 << 20
@@ -91,7 +92,8 @@ class MessagesService(MessagesServiceServicer):
     def UpdateQueue(self, request: pb.UpdateQueueRequest, context: grpc.ServicerContext) -> pb.UpdateQueueResponse:
         """Change the rules that the mask names."""
         queue = request.queue
-        changes = {field: wire.rule_of(queue, field) for field in _masked_fields(request)}
+        fields = masked_fields(request.update_mask, queue, "queue", wire.UPDATABLE)
+        changes = {field: wire.rule_of(queue, field) for field in fields}
 
         def change(rules: model.Rules) -> model.Rules:
             return wire.check_rules(rules._replace(**changes))
@@ -355,22 +357,6 @@ def _within(messages: Sequence[model.Message], size: int) -> int:
     """Return how many messages a page has: those of which the payload was read, and `size` at most."""
     read = [message.payload is not None for message in messages[:size]]
     return read.index(False) if False in read else len(read)
-
-
-def _masked_fields(request: pb.UpdateQueueRequest) -> Sequence[str]:
-    """Return the rules to change (AIP-134, AIP-161)."""
-    paths = list(request.update_mask.paths)
-    if not paths:
-        paths = [field for field in wire.UPDATABLE if wire.says(request.queue, field)]
-    if paths == ["*"]:
-        return wire.UPDATABLE
-    for index, path in enumerate(paths):
-        if path not in wire.UPDATABLE:
-            known = ", ".join(wire.UPDATABLE)
-            raise BadRequestError.of(f"update_mask.paths[{index}]", f"must be one of {known}, or * alone")
-    if not paths:
-        raise BadRequestError.of("update_mask", "names nothing to change, and queue has no value to change")
-    return paths
 
 
 def _packed(queue: model.Queue) -> bytes:

@@ -65,11 +65,6 @@ def check_rules(rules: model.Rules) -> model.Rules:
     return rules
 
 
-def says(queue: pb.Queue, field: str) -> bool:
-    """Tell whether a queue has a value for a rule."""
-    return queue.HasField(field) if field in _DURATIONS else bool(getattr(queue, field))  # type: ignore[arg-type]
-
-
 def fill_queue(message: pb.Queue, queue: model.Queue) -> None:
     """Write `queue` into an empty message."""
     message.name = queue.name
