@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -69,7 +70,7 @@ are those of eight connections with one batch each in flight, about the same 8,0
 
 **Rows of tokens.** 2 processes. 8,000 tokens of 3,000,000 are hot, others are asked for once. **With 3,000,000 stored
 beside 10,000** is asked one at a time, so that the database shows and not the queue. A token's subject is a user of
-UsersService where the server can tell whether users are active, else a service. While the tokens of one subject are
+UsersService, which tells whether that user is active. While the tokens of one subject are
 revoked, others are introspected without a pause.
 **Rows of routes.** Matching alone is a loop in one thread, normalising of the path included. AuthorizeRequest asks
 Users whether the user is active and may. Its calls share one user, so all of them count in the same two counters: "a
@@ -138,7 +139,9 @@ def main() -> None:
     rows = [row for row in kept if not row.name.startswith(f"{only}:")]
     for part, measure in PARTS.items():
         if only in {None, part}:
-            rows += measure()
+            for row in measure():
+                print(" | ".join(cells(row)), file=sys.stderr, flush=True)
+                rows.append(row)
     RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False) + "\n")
     PAGE.write_text(page(rows))
     print(table(rows))

@@ -38,7 +38,7 @@ def rows() -> Iterator[Row]:
     """Measure."""
     with stand(_PROCESSES) as on:
         tokens = TokensServiceStub(on.channel)
-        whose = _whose(on, tokens)
+        whose = Whose(pb.SUBJECT_KIND_USER, _new_user(on))
         filler = Filler(on.settings, whose)
         hot = filler.known(_HOT - _SAMPLE)
         filler.others(_FEW - _HOT)
@@ -57,15 +57,10 @@ def rows() -> Iterator[Row]:
         yield from _revocation(on, tokens, filler, hot)
 
 
-def _whose(on: Stand, tokens: TokensServiceStub) -> Whose:
-    """Return a user of ours, or a service where the server does not know whether users are active."""
+def _new_user(on: Stand) -> str:
+    """Return the id of a user of ours: the tokens of others are not active."""
     request = users_pb2.CreateUserRequest(user=users_pb2.User(username=f"bench{uuid.uuid4().hex}"))
-    user_id = on.users.CreateUser(request, metadata=on.metadata).user.id
-    issued = tokens.IssueToken(_issue(Whose(pb.SUBJECT_KIND_USER, user_id)), metadata=on.metadata).issued
-    known = tokens.IntrospectToken(pb.IntrospectTokenRequest(token=issued.secret), metadata=on.metadata)
-    return (
-        Whose(pb.SUBJECT_KIND_USER, user_id) if known.introspection.active else Whose(pb.SUBJECT_KIND_SERVICE, "bench")
-    )
+    return on.users.CreateUser(request, metadata=on.metadata).user.id
 
 
 def _issue(whose: Whose) -> pb.IssueTokenRequest:
@@ -170,7 +165,7 @@ def _issues(on: Stand, whose: Whose) -> Iterator[Row]:
 
 def _revocation(on: Stand, tokens: TokensServiceStub, filler: Filler, hot: Sequence[str]) -> Iterator[Row]:
     """Revoke many tokens of one subject, while others are introspected from a process of its own."""
-    subject = f"bench-{uuid.uuid4().hex}"
+    subject = _new_user(on)
     texts = filler.known(_REVOKED, subject)
     sample = random.Random(1).sample(texts, 1000)
     batch = pb.BatchIntrospectTokensRequest(requests=[pb.IntrospectTokenRequest(token=text) for text in sample])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -153,9 +153,7 @@ def test_a_commit_that_waits_for_a_standby_outlasts_the_deadline(tmp_path: Path)
             with opened(world.settings) as users, ThreadPoolExecutor(1) as pool:
                 users.write(effect("warm"), mutation())
                 _require_standby(world.admin, "nobody")
-                over = time.monotonic() + 0.2
-                writing = pool.submit(_write_until, users, over)
-                world.wait_for("wait_event = 'SyncRep'")
+                writing, over = _write_that_waits(world, users, pool)
                 eventually(lambda over=over: time.monotonic() > over + 0.2)  # type: ignore[misc]
 
                 assert world.backends("wait_event = 'SyncRep'")
@@ -165,6 +163,17 @@ def test_a_commit_that_waits_for_a_standby_outlasts_the_deadline(tmp_path: Path)
                 assert world.effects() == ["late", "warm"]
     finally:
         postgres.stop("immediate")
+
+
+def _write_that_waits(world: World, users: Database, pool: ThreadPoolExecutor) -> tuple[Future[str], float]:
+    """Return a write whose COMMIT waits, and its deadline. One that is refused before its COMMIT is tried again."""
+    for seconds in (0.2, 1.0, 5.0):
+        over = time.monotonic() + seconds
+        writing = pool.submit(_write_until, users, over)
+        eventually(lambda writing=writing: writing.done() or world.backends("wait_event = 'SyncRep'"))  # type: ignore[misc]
+        if not writing.done():
+            return writing, over
+    raise AssertionError("no write comes to its COMMIT within five seconds")
 
 
 def _write_until(users: Database, over: float) -> str:

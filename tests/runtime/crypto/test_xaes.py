@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -86,6 +87,22 @@ def test_opens_only_what_was_sealed(plaintext: bytes, associated_data: bytes, da
 def test_no_nonce_comes_twice() -> None:
     cipher = Xaes256Gcm(bytes(32))
     assert len({cipher.seal(b"", b"")[:24] for _ in range(1000)}) == 1000
+
+
+def test_a_derived_key_seals_no_more_than_so_many() -> None:
+    cipher = Xaes256Gcm(bytes(32))
+    nonces = [cipher.seal(b"", b"")[:24] for _ in range(3 * 2**16)]
+    seals = Counter(nonce[:12] for nonce in nonces)
+    assert len(seals) in {3, 4}
+    assert max(seals.values()) <= 2**16
+    assert len(set(nonces)) == len(nonces)
+
+
+def test_ciphers_of_one_key_do_not_share_a_derived_one() -> None:
+    """As those of several processes, which know nothing of each other."""
+    ciphers = [Xaes256Gcm(bytes(32)) for _ in range(100)]
+    assert len({cipher.seal(b"", b"")[:12] for cipher in ciphers}) == 100
+    assert all(ciphers[0].open(cipher.seal(b"value", b""), b"") == b"value" for cipher in ciphers)
 
 
 def test_refuses_a_nonce_of_another_length() -> None:
