@@ -26,8 +26,8 @@ _REASONS = {
 }
 # In place of a reason: the token is active, and will have ended in a moment unless this use is written first.
 _URGENT = 255
-# Where in a copy what begins: the hash, one byte with the reason, the user's id, one byte that tells whether something in
-# the answer is sealed, the answer.
+# Where in a copy what begins: the hash; one byte with the reason; the user's id; one byte, 1 when a part of the answer
+# is sealed; the answer.
 _HASH, _USER, _SEALED, _ANSWER = 32, 33, 69, 70
 _BLANK = 32
 _NOBODY = bytes((_BLANK,)) * (_SEALED - _USER)
