@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from kronos.admin.v1 import admin_pb2_grpc
 from kronos.cache.v1 import cache_pb2_grpc
 from kronos.logs.v1 import logs_pb2_grpc
 from kronos.messages.v1 import messages_pb2_grpc
@@ -15,6 +16,15 @@ from kronos.users.v1 import users_pb2_grpc
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from kronos_db.admin.audit import HashChain
+from kronos_db.admin.audit_store import AuditStore
+from kronos_db.admin.endpoints import ENDPOINTS as ADMIN_ENDPOINTS
+from kronos_db.admin.model import ERRORS as ADMIN_ERRORS
+from kronos_db.admin.recording import Recording
+from kronos_db.admin.service import AdminService
+from kronos_db.admin.status import NoBackups, Ways
+from kronos_db.admin.status import Parts as StatusParts
+from kronos_db.admin.status_store import DomainLooks
 from kronos_db.cache import upkeep as cache_upkeep
 from kronos_db.cache.counting import Counts
 from kronos_db.cache.leasing import Leases
@@ -68,13 +78,16 @@ from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
 from kronos_db.runtime.feed.feed import Feed, Log, Pace
 from kronos_db.runtime.feed.feeds import Feeds
+from kronos_db.runtime.interceptors.audit import Recorder
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS
 from kronos_db.runtime.ops.background import watch_background, watch_lag
+from kronos_db.runtime.ops.vitals import Self
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
+from kronos_db.schemas import known_migrations, ways
 from kronos_db.tokens.credentials import Credentials
 from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
@@ -101,6 +114,7 @@ SERVICES = {
     "routes": "kronos.routes.v1.RoutesService",
     "messages": "kronos.messages.v1.MessagesService",
     "cache": "kronos.cache.v1.CacheService",
+    "admin": "kronos.admin.v1.AdminService",
 }
 # Services of other contracts that a domain of ours serves.
 ADOPTED = (OTLP_LOGS,)
@@ -113,9 +127,12 @@ ERRORS = ErrorTable(
     ROUTES_ERRORS,
     MESSAGES_ERRORS,
     CACHE_ERRORS,
+    ADMIN_ERRORS,
 )
 # Seconds for which a domain keeps its changes for those who watch, where it is not as long as the others.
 _CHANGES_KEPT = {"cache": cache_upkeep.CHANGES_KEPT}
+# What the ops port answers with methods of the contract.
+ENDPOINTS = (*ADMIN_ENDPOINTS,)
 # What the access policy may grant beside methods.
 CAPABILITIES = (*TOKENS_CAPABILITIES,)
 
@@ -140,14 +157,21 @@ class Process(NamedTuple):
     workers: Workers
     parking: Parking
     redis: RedisServer | None
+    vitals: Self
 
 
 class Domains:
-    """The services, and what goes on beside their calls; `rings` has the keys of each domain."""
+    """The services, and what goes on beside their calls.
+
+    `rings` has the keys of each domain, `recorders` who keeps the record of its calls, where one is kept.
+    """
 
     def __init__(self, parts: Mapping[str, Parts], process: Process) -> None:
         self.rings = {domain: part.ring for domain, part in parts.items()}
+        self.recorders: dict[str, Recorder] = {}
         self._process = process
+        self._databases = {domain: part.database for domain, part in parts.items()}
+        self._ways = {domain: Ways(*ways(process.settings, domain)) for domain in parts}
         self._background = [
             work for domain, part in parts.items() for work in upkeep(part.database, _CHANGES_KEPT.get(domain, KEPT))
         ]
@@ -162,6 +186,7 @@ class Domains:
         self._routes = self._new_routes(parts["routes"], access, Identities(self._tokens.introspection))
         self._messages = self._new_messages(parts["messages"])
         self._cache = self._new_cache(parts["cache"])
+        self._admin = self._new_admin(parts["admin"])
         watch_background(process.registry, self._background, OUTCOMES)
 
     def register(self, registrar: Any) -> None:
@@ -175,6 +200,7 @@ class Domains:
         routes_pb2_grpc.add_RoutesServiceServicer_to_server(self._routes, registrar)
         messages_pb2_grpc.add_MessagesServiceServicer_to_server(self._messages, registrar)
         cache_pb2_grpc.add_CacheServiceServicer_to_server(self._cache, registrar)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, registrar)
 
     def start(self) -> None:
         """Begin what goes on beside calls."""
@@ -278,6 +304,32 @@ class Domains:
             Leases(parts.ring.subkey("lease")),
             parts.page_tokens,
             parts.feed,
+        )
+
+    def _new_admin(self, parts: Parts) -> AdminService:
+        chain = HashChain(parts.ring.subkey("audit log"))
+        audit = AuditStore(parts.database, chain)
+        recording = self.recorders[parts.database.domain] = Recording(audit.add)
+        recording.watch(self._process.registry)
+        self._starting.append(recording.start)
+        self._stopping.append(recording.stop)
+        status = StatusParts(
+            self._ways,
+            DomainLooks(self._databases, {domain: known_migrations(domain) for domain in self._databases}, parts.cache),
+            self._process.redis,
+            (self._process.vitals.slots, self._process.vitals.ask),
+            NoBackups(),
+        )
+        self._starting.append(status.start)
+        self._stopping.append(status.stop)
+        return AdminService(
+            parts.page_tokens,
+            status=status,
+            # Query.
+            # Statements.
+            # Indexes.
+            audit=(audit, chain),
+            # Backups.
         )
 
 
