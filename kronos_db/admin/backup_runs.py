@@ -14,7 +14,7 @@ Kind: TypeAlias = Literal["create", "verify", "restore", "delete", "retain"]
 # WAITING: for the holder of the lease to take it up.
 State: TypeAlias = Literal["waiting", "running", "done", "failed"]
 # What a run is to do and what came of it, as JSON: see `backup_work.py`.
-Json: TypeAlias = Mapping[str, Any]
+Json: TypeAlias = dict[str, Any]
 
 # What removes something keeps everything else out; beside that there is one run of each kind at a time.
 REMOVING: frozenset[Kind] = frozenset({"delete", "retain"})
@@ -24,12 +24,13 @@ MOST_ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """A run to be written down; `task` is what of the schedule it does, "" when somebody asked for it."""
+    """A run to be written down; `task` is what it does by itself, since `due`, "" when somebody asked for it."""
 
     id: str
     kind: Kind
     request: Json = field(default_factory=dict)
     task: str = ""
+    due: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +92,21 @@ class DomainNotRestorableError(BadRequestError):
 
 ERRORS: Mapping[type[KronosError], Answer] = {
     BackupsOffError: Answer(
-        Code.FAILED_PRECONDITION, "BACKUPS_OFF", "This server makes no backups: KRONOS_DB_BACKUP_DESTINATION is not set."
+        Code.FAILED_PRECONDITION, "BACKUPS_OFF", "There are no backups here: KRONOS_DB_BACKUP_DESTINATION is not set."
     ),
     RunActiveError: Answer(
-        Code.FAILED_PRECONDITION, "BACKUP_RUN_ACTIVE", "A run of kind {kind} is under way, and must end first: {run_id}."
+        Code.FAILED_PRECONDITION, "BACKUP_RUN_ACTIVE", "A run of kind {kind} is under way and must end first: {run_id}."
     ),
     RunInterruptedError: Answer(
         Code.ABORTED,
         "BACKUP_RUN_INTERRUPTED",
-        "The process that did this ended before it was over, and it cannot be begun anew by itself: look, and ask again.",
+        "The process that did this ended before it was over; it is not begun anew by itself: look, and ask again.",
     ),
-    RunBrokenError: Answer(Code.INTERNAL, "BACKUP_RUN_BROKEN", "The run failed; the log has the detail under run {run_id}."),
+    RunBrokenError: Answer(Code.INTERNAL, "BACKUP_RUN_BROKEN", "The run failed; the log has the detail of {run_id}."),
     RunsEndingError: Answer(
-        Code.UNAVAILABLE, "SHUTTING_DOWN", "The process is about to end, the run goes on: call again with its request_id."
+        Code.UNAVAILABLE,
+        "SHUTTING_DOWN",
+        "The process is about to end, the run goes on: call again with the request_id.",
     ),
     RestoreFolderError: Answer(
         Code.FAILED_PRECONDITION,
@@ -119,7 +122,7 @@ ERRORS: Mapping[type[KronosError], Answer] = {
     model.BackupError: Answer(Code.INTERNAL, "BACKUP_FAILED", "It failed: {detail}"),
     model.BackupNotFoundError: Answer(Code.NOT_FOUND, "BACKUP_NOT_FOUND", "There is no such backup."),
     model.BackupBusyError: Answer(
-        Code.FAILED_PRECONDITION, "BACKUP_BUSY", "Something else is at work on the database or the destination: {detail}"
+        Code.FAILED_PRECONDITION, "BACKUP_BUSY", "Something else is at work on database or destination: {detail}"
     ),
     model.BackupUnusableError: Answer(
         Code.FAILED_PRECONDITION, "BACKUP_UNUSABLE", "The backup, or one that it builds on, is not complete."
@@ -127,16 +130,16 @@ ERRORS: Mapping[type[KronosError], Answer] = {
     model.BackupNeededError: Answer(
         Code.FAILED_PRECONDITION, "BACKUP_NEEDED", "Another backup builds on this one; `force` removes both."
     ),
-    model.BackupDamagedError: Answer(Code.DATA_LOSS, "BACKUP_DAMAGED", "The backup or the archive is damaged: {detail}"),
+    model.BackupDamagedError: Answer(
+        Code.DATA_LOSS, "BACKUP_DAMAGED", "The backup or the archive is damaged: {detail}"
+    ),
     model.BackupKeyError: Answer(
         Code.FAILED_PRECONDITION, "BACKUP_KEY_WRONG", "The master key of the backup is not among those of this server."
     ),
     model.ForeignBackupError: Answer(
         Code.FAILED_PRECONDITION, "BACKUP_FOREIGN", "The backup is of another database cluster: {detail}"
     ),
-    model.ArchiveGapError: Answer(
-        Code.DATA_LOSS, "ARCHIVE_GAP", "The archive lacks WAL that this needs: {detail}"
-    ),
+    model.ArchiveGapError: Answer(Code.DATA_LOSS, "ARCHIVE_GAP", "The archive lacks WAL that this needs: {detail}"),
     model.TargetUnreachableError: Answer(
         Code.OUT_OF_RANGE, "RESTORE_TARGET_UNREACHABLE", "No backup and archive lead to this target: {detail}"
     ),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
 from cronsim import CronSim, CronSimError
 
 from kronos_db.backup.model import Policy
 
-# What a schedule can ask for.
-Task: TypeAlias = Literal["full", "incremental", "drill"]
+# What is begun by itself.
+Task: TypeAlias = Literal["full", "incremental", "drill", "retain"]
+# Retention is applied behind each backup, and at least so often.
+_RETAIN_EVERY = timedelta(days=1)
 Clock: TypeAlias = Callable[[], datetime]
 
 
@@ -42,16 +44,21 @@ def after(expression: str, moment: datetime) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """When each task was last begun by the schedule, None when it never was, and when the schedules last changed."""
+    """When each task that was done was begun, None when it never was, and when the schedules last changed.
+
+    `created` is the end of the last backup, whoever asked for it, `retained` that of the last retention.
+    """
 
     full: datetime | None
     incremental: datetime | None
     drill: datetime | None
     changed: datetime
+    created: datetime | None = None
+    retained: datetime | None = None
 
 
 def next_times(policy: Policy, done: Done) -> dict[Task, datetime]:
-    """Return when each task is due next; one that is overdue has a time in the past.
+    """Return when each task of a schedule is due next; one that is overdue has a time in the past.
 
     The first full backup does not wait for its time: there is nothing to restore until it is there.
     """
@@ -70,6 +77,10 @@ def next_times(policy: Policy, done: Done) -> dict[Task, datetime]:
 def due(policy: Policy, done: Done, at: datetime) -> list[Task]:
     """Return what is due `at` a time; whatever was missed, each task once, and a full backup in place of both."""
     tasks = [task for task, time in next_times(policy, done).items() if time <= at]
+    if done.created is not None and (
+        done.retained is None or done.created > done.retained or at - done.retained > _RETAIN_EVERY
+    ):
+        tasks.append("retain")
     return [task for task in tasks if not (task == "incremental" and "full" in tasks)]
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kronos_db.admin.backup_runs import Json, NewRun, PolicyEtagMismatchError, Run, RunActiveError, excludes
-from kronos_db.admin.backup_schedule import Done, Task
+from kronos_db.admin.backup_schedule import Done
 from kronos_db.backup.model import Policy
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation
@@ -24,12 +24,13 @@ Reply = TypeVar("Reply")
 
 @dataclass(frozen=True, slots=True)
 class KeptPolicy:
-    """The policy as it is kept: with its version, and when each task of the schedule was last begun."""
+    """The policy as it is kept: with its version, and what was done of it. What failed a moment ago is held back."""
 
     policy: Policy
     version: int
     update_time: datetime
     done: Done
+    held_back: Sequence[str]
 
 
 class BackupStore:
@@ -39,24 +40,22 @@ class BackupStore:
         self.database = database
         self._queries = load_queries(QUERIES, "admin")
 
-    def add(self, run: NewRun, mutation: Mutation[str, Reply]) -> Reply:
-        """Write down a run that somebody asked for. Raises RunActiveError."""
+    def add(self, run: NewRun, mutation: Mutation[str, Reply], check: Callable[[], object]) -> Reply:
+        """Write down a run that somebody asked for. Raises RunActiveError, and what `check` raises.
+
+        A repeat of the call gets the first answer, whatever `check` would say by now.
+        """
 
         def work(tx: Transaction) -> str:
+            check()
             self._add(tx, run)
             return run.id
 
         return self.database.write(work, mutation)
 
-    def add_scheduled(self, run: NewRun, task: Task | None, time: datetime) -> None:
-        """Write down a run of the schedule, and that `task` was begun at `time`. Raises RunActiveError."""
-
-        def work(tx: Transaction) -> None:
-            self._add(tx, run)
-            if task is not None:
-                tx.execute(self._queries["scheduled"], {"task": task, "time": time})
-
-        self.database.transact(work)
+    def add_scheduled(self, run: NewRun) -> None:
+        """Write down a run that is due by itself. Raises RunActiveError."""
+        self.database.transact(lambda tx: self._add(tx, run))
 
     def get_many(self, ids: Sequence[str]) -> list[Run]:
         """Return the runs that have one of `ids`."""
@@ -94,12 +93,6 @@ class BackupStore:
     def forget(self) -> None:
         """Remove what ended long ago."""
         self.database.execute(self._queries["forget"], {})
-
-    def is_retention_due(self, at: datetime, every: timedelta) -> bool:
-        """Tell whether a backup was made since retention was applied, or it was not for so long."""
-        row = self.database.fetch_one(self._queries["last_create"], {}, lambda *columns: columns)
-        created, retained = row or (None, None)
-        return created is not None and (retained is None or created > retained or at - retained > every)
 
     def policy(self) -> KeptPolicy:
         """Return the policy."""
@@ -140,7 +133,13 @@ class BackupStore:
         for other in tx.fetch_all(self._queries["active"], {}, Run):
             if excludes(run.kind, other.kind):
                 raise RunActiveError(metadata={"kind": other.kind, "run_id": other.id})
-        params = {"id": run.id, "kind": run.kind, "task": run.task, "request": json.dumps(run.request)}
+        params = {
+            "id": run.id,
+            "kind": run.kind,
+            "task": run.task,
+            "due": run.due,
+            "request": json.dumps(run.request),
+        }
         tx.execute(self._queries["add"], params)
 
     def _finish(self, run: Run, fence: int, values: dict[str, Any]) -> None:
@@ -158,6 +157,9 @@ def _kept(  # noqa: PLR0917  # the columns of the row
     last_full: datetime | None,
     last_incremental: datetime | None,
     last_drill: datetime | None,
+    created: datetime | None,
+    retained: datetime | None,
+    held_back: Sequence[str],
 ) -> KeptPolicy:
-    done = Done(last_full, last_incremental, last_drill, update_time)
-    return KeptPolicy(Policy(full, incremental, drill, count, age), version, update_time, done)
+    done = Done(last_full, last_incremental, last_drill, update_time, created, retained)
+    return KeptPolicy(Policy(full, incremental, drill, count, age), version, update_time, done, held_back)

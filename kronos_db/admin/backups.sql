@@ -19,15 +19,8 @@ ORDER BY id;
 
 -- name: add
 -- Writes down a run.
-INSERT INTO admin.backup_run (id, kind, task, request, not_before, create_time)
-VALUES (%(id)s::uuid, %(kind)s, %(task)s, %(request)s::text::jsonb, now(), now());
-
--- name: scheduled
--- Notes when the schedule began its tasks; by the clock that found them due.
-UPDATE admin.backup_policy
-SET last_full = CASE WHEN %(task)s = 'full' THEN %(time)s::timestamptz ELSE last_full END,
-    last_incremental = CASE WHEN %(task)s = 'incremental' THEN %(time)s::timestamptz ELSE last_incremental END,
-    last_drill = CASE WHEN %(task)s = 'drill' THEN %(time)s::timestamptz ELSE last_drill END;
+INSERT INTO admin.backup_run (id, kind, task, due_time, request, not_before, create_time)
+VALUES (%(id)s::uuid, %(kind)s, %(task)s, %(due)s::timestamptz, %(request)s::text::jsonb, now(), now());
 
 -- name: get_many
 -- Runs by id.
@@ -55,10 +48,19 @@ SET progress = %(progress)s::text::jsonb
 WHERE id = %(id)s::uuid AND state = 'running' AND fence = %(fence)s;
 
 -- name: finish
--- Notes how a run ended.
-UPDATE admin.backup_run
-SET state = %(state)s, result = %(result)s::text::jsonb, failure = %(failure)s, detail = %(detail)s, end_time = now()
-WHERE id = %(id)s::uuid AND state = 'running' AND fence = %(fence)s;
+-- Notes how a run ended; when it did something of a schedule, that it was done.
+WITH ended AS (
+    UPDATE admin.backup_run
+    SET state = %(state)s, result = %(result)s::text::jsonb, failure = %(failure)s, detail = %(detail)s, end_time = now()
+    WHERE id = %(id)s::uuid AND state = 'running' AND fence = %(fence)s
+    RETURNING task, due_time, state
+)
+UPDATE admin.backup_policy
+SET last_full = CASE WHEN task = 'full' THEN due_time ELSE last_full END,
+    last_incremental = CASE WHEN task = 'incremental' THEN due_time ELSE last_incremental END,
+    last_drill = CASE WHEN task = 'drill' THEN due_time ELSE last_drill END
+FROM ended
+WHERE state = 'done' AND task <> '';
 
 -- name: put_back
 -- Lets a run be begun anew later.
@@ -71,16 +73,17 @@ WHERE id = %(id)s::uuid AND state = 'running' AND fence = %(fence)s;
 DELETE FROM admin.backup_run
 WHERE end_time < now() - make_interval(days => 90);
 
--- name: last_create
--- When the last backup was made, and when retention was last applied.
-SELECT max(end_time) FILTER (WHERE kind = 'create'), max(end_time) FILTER (WHERE kind = 'retain')
-FROM admin.backup_run
-WHERE state = 'done';
-
 -- name: policy
--- The policy, with what changes with it, and when the schedule last began each task.
+-- The policy, when what was last done, and which tasks are not begun again yet since they failed a moment ago.
 SELECT full_schedule, incremental_schedule, drill_schedule, keep_count, keep_age, version, update_time,
-    last_full, last_incremental, last_drill
+    last_full, last_incremental, last_drill,
+    (SELECT max(end_time) FROM admin.backup_run WHERE state = 'done' AND kind = 'create'),
+    (SELECT max(end_time) FROM admin.backup_run WHERE state = 'done' AND kind = 'retain'),
+    ARRAY(
+        SELECT DISTINCT task
+        FROM admin.backup_run
+        WHERE state = 'failed' AND task <> '' AND end_time > now() - interval '10 minutes'
+    )
 FROM admin.backup_policy;
 
 -- name: set_policy

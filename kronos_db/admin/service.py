@@ -7,6 +7,7 @@ from kronos.admin.v1.admin_pb2_grpc import AdminServiceServicer
 from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_service import AuditHandlers
 from kronos_db.admin.audit_store import AuditStore
+from kronos_db.admin.backup_service import BackupHandlers, BackupParts
 from kronos_db.runtime.paging import PageTokens
 
 
@@ -17,6 +18,7 @@ class AdminService(
     # Indexes.
     AuditHandlers,
     # Backups.
+    BackupHandlers,
     AdminServiceServicer,
 ):
     """The handlers of the contract `kronos.admin.v1`, each group in the module of its base."""
@@ -31,6 +33,7 @@ class AdminService(
         # Indexes.
         audit: tuple[AuditStore, HashChain],
         # Backups.
+        backups: BackupParts,
     ) -> None:
         # Status.
         # Query.
@@ -38,3 +41,4 @@ class AdminService(
         # Indexes.
         AuditHandlers.__init__(self, *audit, page_tokens)
         # Backups.
+        BackupHandlers.__init__(self, backups, page_tokens)

@@ -11,7 +11,7 @@ CREATE TABLE admin.backup_policy (
     keep_age interval,
     version bigint NOT NULL DEFAULT 1,
     update_time timestamptz NOT NULL,
-    -- When the schedule last began each task.
+    -- When what was last done of each schedule was begun, by the clock of the schedules.
     last_full timestamptz,
     last_incremental timestamptz,
     last_drill timestamptz,
@@ -23,8 +23,9 @@ VALUES ('0 2 * * 0', '0 2 * * 1-6', '0 4 * * 0', 2, '14 days', now());
 CREATE TABLE admin.backup_run (
     id uuid PRIMARY KEY,
     kind text NOT NULL CHECK (kind IN ('create', 'verify', 'restore', 'delete', 'retain')),
-    -- What of the schedule it does; '' when somebody asked for it.
+    -- What it does by itself, and since when that was due; '' when somebody asked for it.
     task text NOT NULL,
+    due_time timestamptz,
     state text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'running', 'done', 'failed')),
     request jsonb NOT NULL,
     attempt integer NOT NULL DEFAULT 0,
