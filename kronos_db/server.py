@@ -159,6 +159,8 @@ class Server:
             self._feeds.close()
             self._conversations.close()
             self._parking.close()
+            if self._domains is not None:
+                self._domains.close()
             ended.wait()
         # Without waiting: a handler that outlasted the drain must not hold up the rest.
         self._workers.shutdown(wait=False)
@@ -204,7 +206,14 @@ class Server:
             for domain, database in self._databases.items()
         }
         process = Process(
-            self._settings, self._masters, self.registry, self._feeds, self._workers, self._parking, self._redis
+            self._settings,
+            self._masters,
+            self.registry,
+            self._feeds,
+            self._workers,
+            self._parking,
+            self._redis,
+            self._core.release,
         )
         return Domains(parts, process)
 

@@ -48,7 +48,7 @@ _SINGLE: tuple[tuple[str, str, _Value], ...] = (
 
 
 def watch_backups(registry: CollectorRegistry, looking: Looking) -> Callable[[str, bool], None]:
-    """Register the metrics; returns what is to be called at the end of each run, with its kind and whether it was done."""
+    """Register them, and return what is to be called at the end of each run: with its kind, and whether it was done."""
 
     def found() -> Found | None:
         return looking.found if looking.work.holds else None
