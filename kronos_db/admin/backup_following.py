@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from kronos_db.admin.backup_runs import Json, Run, RunBrokenError, RunsEndingError, failure_of
+from kronos_db.admin.backup_runs import Run, RunBrokenError, RunsEndingError, failure_of
 from kronos_db.admin.backup_store import BackupStore
+from kronos_db.backup.as_json import Json
 from kronos_db.runtime.errors import KronosError
 from kronos_db.runtime.feed.subscription import Outlet
 

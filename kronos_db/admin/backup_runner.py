@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import structlog
 
-from kronos_db.admin.backup_json import progress_json
-from kronos_db.admin.backup_runs import MOST_ATTEMPTS, Json, NewRun, Run, RunActiveError, RunInterruptedError
+from kronos_db.admin.backup_runs import MOST_ATTEMPTS, NewRun, Run, RunActiveError, RunInterruptedError
 from kronos_db.admin.backup_schedule import Clock, Task, due
 from kronos_db.admin.backup_store import BackupStore
 from kronos_db.admin.backup_work import BackupWork
+from kronos_db.backup.as_json import Json, progress_json
 from kronos_db.backup.model import BackupBusyError, Progress, Step
 from kronos_db.runtime.database.background import BackgroundWork, Held
 from kronos_db.runtime.errors import KronosError

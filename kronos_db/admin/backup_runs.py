@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from kronos_db.backup import model
+from kronos_db.backup.as_json import Json
 from kronos_db.runtime.errors import Answer, BadRequestError, Code, KronosError
 
 Kind: TypeAlias = Literal["create", "verify", "restore", "delete", "retain"]
 # WAITING: for the holder of the lease to take it up.
 State: TypeAlias = Literal["waiting", "running", "done", "failed"]
-# What a run is to do and what came of it, as JSON: see `backup_work.py`.
-Json: TypeAlias = dict[str, Any]
 
 # What removes something keeps everything else out; beside that there is one run of each kind at a time.
 REMOVING: frozenset[Kind] = frozenset({"delete", "retain"})

@@ -13,11 +13,9 @@ from google.protobuf.message import Message
 from kronos.admin.v1 import backups_pb2 as pb
 
 from kronos_db.admin.backup_following import Following
-from kronos_db.admin.backup_json import archive_json, backup_json, target_json
 from kronos_db.admin.backup_runs import (
     BackupsOffError,
     DomainNotRestorableError,
-    Json,
     NewRun,
     RestoreFolderError,
     Run,
@@ -25,7 +23,9 @@ from kronos_db.admin.backup_runs import (
 )
 from kronos_db.admin.backup_schedule import fault_of, next_times
 from kronos_db.admin.backup_store import BackupStore, KeptPolicy
-from kronos_db.admin.backup_work import Places, built_on, newest
+from kronos_db.admin.backup_work import Places
+from kronos_db.backup.as_json import Json, archive_json, backup_json, target_json
+from kronos_db.backup.choosing import built_on, newest
 from kronos_db.backup.engine import Engine
 from kronos_db.backup.model import (
     AtBackup,

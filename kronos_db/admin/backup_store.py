@@ -9,8 +9,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kronos_db.admin.backup_runs import Json, NewRun, PolicyEtagMismatchError, Run, RunActiveError, excludes
+from kronos_db.admin.backup_runs import NewRun, PolicyEtagMismatchError, Run, RunActiveError, excludes
 from kronos_db.admin.backup_schedule import Done
+from kronos_db.backup.as_json import Json
 from kronos_db.backup.model import Policy
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation

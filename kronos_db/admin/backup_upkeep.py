@@ -10,9 +10,8 @@ from datetime import datetime
 
 import structlog
 
-from kronos_db.admin.backup_json import archive_json, moment
-from kronos_db.admin.backup_runs import Json
 from kronos_db.admin.backup_store import BackupStore
+from kronos_db.backup.as_json import Json, archive_json, moment
 from kronos_db.backup.engine import Engine
 from kronos_db.backup.model import ArchiveState, Backup, State
 from kronos_db.runtime.database.background import BackgroundWork, Held

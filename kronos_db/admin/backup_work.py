@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kronos_db.admin.backup_json import backup_json, report_json, restored_json, tables_json, target_of
-from kronos_db.admin.backup_runs import Json, RestoreFolderError, Run, RunInterruptedError
+from kronos_db.admin.backup_runs import RestoreFolderError, Run, RunInterruptedError
 from kronos_db.admin.backup_schedule import Clock
 from kronos_db.admin.backup_store import BackupStore
+from kronos_db.backup.as_json import Json, backup_json, report_json, restored_json, tables_json, target_of
+from kronos_db.backup.choosing import built_on, newest
 from kronos_db.backup.engine import Engine, finish
 from kronos_db.backup.model import (
-    Backup,
     BackupNotFoundError,
     DrillReport,
     Kind,
@@ -112,21 +112,3 @@ class BackupWork:
                 if not run.attempt:
                     raise
         return {"deleted_ids": gone}
-
-
-def newest(backups: Iterable[Backup]) -> Backup:
-    """Return the newest backup that can be restored. Raises BackupNotFoundError."""
-    usable = [backup for backup in backups if backup.restorable]
-    if not usable:
-        raise BackupNotFoundError("there is no backup that can be restored")
-    return max(usable, key=lambda backup: backup.start_time)
-
-
-def built_on(backup_id: str, backups: Iterable[Backup]) -> list[str]:
-    """Return the backups that build on one, however many steps away, parents before children."""
-    found = {backup_id: None}
-    # Oldest first: a parent is older than its children.
-    for backup in sorted(backups, key=lambda each: each.start_time):
-        if backup.parent in found:
-            found[backup.id] = None
-    return [each for each in found if each != backup_id]

@@ -1,12 +1,11 @@
-"""What is told of backups, in the JSON form of the contract's messages: runs keep it so, streams and CLI read it."""
+"""What is told of backups, in the JSON form of the contract's messages: runs keep it so, and streams read it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
-from kronos_db.admin.backup_runs import Json
 from kronos_db.backup.model import (
     ArchiveState,
     AtBackup,
@@ -25,6 +24,7 @@ from kronos_db.backup.model import (
     VerifyReport,
 )
 
+Json: TypeAlias = dict[str, Any]
 # So many faults are told one by one.
 MOST_FAULTS = 100
 
