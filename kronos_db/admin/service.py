@@ -8,11 +8,13 @@ from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_service import AuditHandlers
 from kronos_db.admin.audit_store import AuditStore
 from kronos_db.admin.backup_service import BackupHandlers, BackupParts
+from kronos_db.admin.status import Parts
+from kronos_db.admin.status_service import StatusHandlers
 from kronos_db.runtime.paging import PageTokens
 
 
 class AdminService(
-    # Status.
+    StatusHandlers,
     # Query.
     # Statements.
     # Indexes.
@@ -27,7 +29,7 @@ class AdminService(
         self,
         page_tokens: PageTokens,
         *,
-        # Status.
+        status: Parts,
         # Query.
         # Statements.
         # Indexes.
@@ -35,7 +37,7 @@ class AdminService(
         # Backups.
         backups: BackupParts,
     ) -> None:
-        # Status.
+        StatusHandlers.__init__(self, status)
         # Query.
         # Statements.
         # Indexes.
