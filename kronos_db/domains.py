@@ -331,6 +331,9 @@ class Domains:
             release=process.release,
         )
         self._background += backups.works
+        if backups.seen is not None:
+            self._starting.append(backups.seen.start)
+            self._stopping.append(backups.seen.stop)
         self._closing.append(backups.following.close)
         self._stopping.append(backups.stop)
         return backups
@@ -341,12 +344,13 @@ class Domains:
         recording = self.recorders[parts.database.domain] = Recording(audit.add)
         self._starting.append(recording.start)
         self._stopping.append(recording.stop)
+        backups = self._new_backups(parts, databases)
         status = StatusParts(
             self._ways,
             DomainLooks(self._databases, {domain: known_migrations(domain) for domain in self._databases}, parts.cache),
             self._process.redis,
             (self._process.vitals.slots, self._process.vitals.ask),
-            NoBackups(),
+            NoBackups() if backups.seen is None else backups.seen,
         )
         self._starting.append(status.start)
         self._stopping.append(status.stop)
@@ -358,7 +362,7 @@ class Domains:
             # Indexes.
             audit=(audit, chain),
             # Backups.
-            backups=self._new_backups(parts, databases).parts,
+            backups=backups.parts,
         )
 
 

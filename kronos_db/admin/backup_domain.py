@@ -13,6 +13,7 @@ from kronos_db.admin.backup_metrics import watch_backups
 from kronos_db.admin.backup_runner import Runner
 from kronos_db.admin.backup_schedule import Clock, now
 from kronos_db.admin.backup_service import BackupParts
+from kronos_db.admin.backup_status import BackupsSeen
 from kronos_db.admin.backup_store import BackupStore
 from kronos_db.admin.backup_upkeep import Archiving, Looking
 from kronos_db.admin.backup_work import BackupWork, Places
@@ -43,9 +44,12 @@ class Backups:
         self.following = Following(store)
         self.works: list[BackgroundWork] = []
         self._runner: Runner | None = None
+        # What GetStatus tells, None where there are no backups.
+        self.seen: BackupsSeen | None = None
         if engine is None:
             self.parts = BackupParts(store, self.following, places)
             return
+        self.seen = BackupsSeen(store)
         looking = Looking(store, engine)
         count = watch_backups(registry, looking)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +10,7 @@ from datetime import datetime
 import structlog
 
 from kronos_db.admin.backup_store import BackupStore
-from kronos_db.backup.as_json import Json, archive_json, moment
+from kronos_db.backup.as_json import Json, moment
 from kronos_db.backup.engine import Engine
 from kronos_db.backup.model import ArchiveState, Backup, State
 from kronos_db.runtime.database.background import BackgroundWork, Held
@@ -84,17 +83,25 @@ class Found:
         times = [time for time in (self.newest.stop_time, self.archive.last_time) if time is not None]
         return max(times, default=None)
 
+    @property
+    def restorable_from(self) -> datetime | None:
+        """The oldest moment that can be restored."""
+        times = (each.stop_time for each in self.backups if each.restorable and each.stop_time is not None)
+        return min(times, default=None)
+
     def summary(self) -> Json:
         """Return what everybody is told of it, as JSON."""
-        newest, until = self.newest, self.restorable_until
+        last = self.newest.stop_time if self.newest else None
+        moments = {
+            "last_backup_time": last,
+            "restorable_from": self.restorable_from,
+            "restorable_until": self.restorable_until,
+        }
         return {
-            "backups": dict(Counter(backup.state.value for backup in self.backups)),
-            "last_backup": None
-            if newest is None
-            else {"id": newest.id, "time": moment(newest.stop_time or newest.start_time)},
-            "restorable_until": None if until is None else moment(until),
+            **{name: None if time is None else moment(time) for name, time in moments.items()},
             "recovery_seconds": self.recovery_seconds,
-            "archive": archive_json(self.archive),
+            "gaps": len(self.archive.gaps),
+            "receiving": self.archive.receiving,
         }
 
 

@@ -8,8 +8,6 @@ import pytest
 from kronos.admin.v1 import status_pb2 as pb
 from kronos.admin.v1.admin_pb2_grpc import AdminServiceStub
 
-from kronos_db.schemas import SERVED
-from tests.parts.eventually import eventually
 from tests.parts.serving import Serving
 
 
@@ -22,7 +20,7 @@ def test_first(admin: AdminServiceStub) -> None:
     for _ in range(3):
         begun = time.perf_counter()
         answer = admin.GetStatus(pb.GetStatusRequest())
-        print((time.perf_counter() - begun)*1000)
+        print((time.perf_counter() - begun) * 1000)
     print(answer)
     time.sleep(1)
     print(admin.GetStatus(pb.GetStatusRequest()))

@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
 
 from kronos_db.runtime.errors import BadRequestError
-from kronos_db.runtime.interceptors.chain import Composed
+from kronos_db.runtime.interceptors.chain import Arrived, Composed
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.ops.http import ProblemError, Request, Response, Route
 from kronos_db.runtime.ops.problems import problem_of
@@ -76,7 +76,7 @@ class Gateway:
         for endpoint in self.endpoints:
             method, handler = by_path.get(endpoint.rpc, (None, None))
             behavior = handler and (handler.unary_unary or handler.unary_stream)
-            if method is None or not isinstance(behavior, Composed) or behavior.experimental_non_blocking:
+            if method is None or not isinstance(behavior, Composed):
                 raise ValueError(f"{endpoint.path} cannot be answered by {endpoint.rpc}")
             calls[endpoint.rpc] = (method, behavior)
         self._calls = calls
@@ -126,9 +126,29 @@ def _called(method: Method, composed: Composed, request: Request, context: _Cont
             context.refusal = error
             bad = error if isinstance(error, BadRequestError) else BadRequestError(str(error))
             raise (arrived.end(bad) or bad) from None
+    if composed.experimental_non_blocking:
+        return [_document(method.response, each) for each in _pushed(arrived, raw, context)]
     answer = arrived(raw, context)
     answers = answer if method.descriptor.server_streaming else [answer]
     return [_document(method.response, each) for each in answers]
+
+
+def _pushed(arrived: Arrived, raw: bytes, context: _Context) -> list[Any]:
+    """Return what is sent on a stream that is answered by callback until its end, or until the time is over."""
+    messages: list[Any] = []
+    ended = threading.Event()
+
+    def send(message: Any) -> None:
+        if message is None:
+            ended.set()
+        else:
+            messages.append(message)
+
+    arrived(raw, context, send)
+    ended.wait(context.time_remaining())
+    if context.aborted is not None:
+        raise context.aborted
+    return messages
 
 
 def _document(descriptor: Descriptor, answer: Any) -> Document:
@@ -200,6 +220,8 @@ class _Context(grpc.ServicerContext):
 
     def __init__(self, request: Request, timeout: float) -> None:
         self.refusal: Exception | None = None
+        # What the call was ended with, also when that was on another thread.
+        self.aborted: _AbortedError | None = None
         self._metadata = tuple((name, request.headers[name]) for name in _PASSED_ON if name in request.headers)
         self._give_up = time.monotonic() + timeout
         self._trailing: Any = ()
@@ -260,7 +282,8 @@ class _Context(grpc.ServicerContext):
         packed: Any = status
         self._trailing = packed.trailing_metadata
         raw = next(value for name, value in packed.trailing_metadata if name == _STATUS_KEY)
-        raise _AbortedError(status_pb2.Status.FromString(raw))
+        self.aborted = _AbortedError(status_pb2.Status.FromString(raw))
+        raise self.aborted
 
     def set_code(self, _code: Any) -> None:
         """Errors are raised."""
