@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 from kronos_db.backup.engine import Engine
-from kronos_db.backup.postgres import PostgresEngine, Setup
 from kronos_db.config import Settings, SettingsError
 
 
@@ -17,6 +16,9 @@ def open_engine(settings: Settings) -> Engine | None:
     """
     if settings.backup_destination is None:
         return None
+    # Only here: without backups nobody has a use for it.
+    from kronos_db.backup.postgres import PostgresEngine, Setup  # noqa: PLC0415
+
     if settings.master_key_file is None:
         raise SettingsError("KRONOS_DB_MASTER_KEY_FILE is required for backups.")
     dsn = settings.backup_dsn or settings.postgres_direct_dsn or settings.postgres_dsn

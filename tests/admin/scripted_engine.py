@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -48,13 +49,14 @@ class ScriptedEngine:
         self.restored_into: list[Path] = []
         self._lock = threading.Lock()
         self._at_work = False
+        self._numbers = itertools.count(1)
 
     def create(self, kind: Kind | None = None, label: str = "") -> Work[Backup]:
         with self._alone():
             yield from self._steps("create")
             parent = max(self.backups, default=None)
             made = Kind.FULL if kind is Kind.FULL or parent is None else Kind.INCREMENTAL
-            number = len(self.begun)
+            number = next(self._numbers)
             backup = Backup(
                 id=f"backup-{number:03}",
                 kind=made,

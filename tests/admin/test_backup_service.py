@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC
 from typing import Any, NamedTuple
 
 import grpc
@@ -14,10 +17,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from kronos.admin.v1 import backups_pb2 as pb
 from kronos.admin.v1.admin_pb2_grpc import AdminServiceStub
+from kronos.admin.v1.status_pb2 import PART_STATE_OK, GetStatusRequest
 
 from kronos_db.backup.model import BackupDamagedError
 from kronos_db.embedded.postgres import EmbeddedPostgres
-from tests.admin.scripted_engine import ScriptedEngine
+from tests.admin.scripted_engine import EPOCH, ScriptedEngine
 from tests.parts.domain import LIMIT, new_database
 from tests.parts.eventually import eventually
 from tests.parts.refusal import refused
@@ -298,6 +302,68 @@ def test_metrics_tell_what_there_is(shared: Shared, admin: AdminServiceStub) -> 
     assert "kronos_backup_archive_gaps 0.0" in text
     assert "kronos_backup_expected_recovery_seconds 1.5" in text
     assert 'kronos_backup_runs_total{kind="create",outcome="OK"}' in text
+
+
+def over_http(
+    shared: Shared, verb: str, path: str, body: Any = None, *, caller: str = "operator", timeout: float = LIMIT
+) -> tuple[int, Any]:
+    headers = {
+        "Authorization": f"Bearer {shared.serving.tokens[caller]}",
+        "Content-Type": "application/json",
+        "Request-Timeout": str(timeout),
+    }
+    connection = http.client.HTTPConnection(shared.serving.server.ops_address, timeout=LIMIT)
+    connection.request(verb, path, None if body is None else json.dumps(body), headers)
+    answer = connection.getresponse()
+    found = answer.status, json.loads(answer.read())
+    connection.close()
+    return found
+
+
+def test_http_lists_and_makes_backups(shared: Shared, engine: ScriptedEngine) -> None:
+    request = {"kind": "BACKUP_KIND_FULL", "requestId": str(uuid.uuid4())}
+    status, made = over_http(shared, "POST", "/db/backup", request)
+    assert (status, made["backup"]["kind"]) == (200, "BACKUP_KIND_FULL")
+    status, page = over_http(shared, "GET", "/db/backups?page_size=2")
+    assert status == 200
+    assert page["backups"][0]["id"] == made["backup"]["id"]
+    assert page["archive"]["lastLsn"] == "0/8000000"
+    assert page["nextPageToken"]
+
+
+def test_http_answers_how_far_a_backup_is_when_its_time_is_over(shared: Shared, engine: ScriptedEngine) -> None:
+    engine.gate.clear()
+    request = {"requestId": str(uuid.uuid4())}
+    status, begun = over_http(shared, "POST", "/db/backup", request, timeout=3.0)
+    assert (status, begun["progress"]["step"]) == (200, "copy")
+    status, busy = over_http(shared, "POST", "/db/backup", {})
+    assert (status, busy["reason"]) == (409, "BACKUP_RUN_ACTIVE")
+    engine.gate.set()
+    status, made = over_http(shared, "POST", "/db/backup", request)
+    assert (status, made["runId"]) == (200, begun["runId"])
+    assert made["backup"]["id"]
+
+
+def test_http_refuses_by_the_same_policy(shared: Shared, engine: ScriptedEngine) -> None:
+    for verb, path in (("GET", "/db/backups"), ("POST", "/db/backup")):
+        status, problem = over_http(shared, verb, path, {} if verb == "POST" else None, caller="reader")
+        assert (status, problem["reason"]) == (403, "METHOD_NOT_ALLOWED")
+    assert engine.begun == []
+
+
+def test_the_status_tells_what_can_be_restored(shared: Shared, admin: AdminServiceStub) -> None:
+    told(admin.CreateBackup(pb.CreateBackupRequest(), timeout=LIMIT))
+
+    def status() -> Any:
+        return admin.GetStatus(GetStatusRequest()).backup
+
+    eventually(lambda: status().HasField("last_backup_time"), LIMIT, status)
+    backup = status()
+    assert backup.restorable_from.ToDatetime(tzinfo=UTC) >= EPOCH
+    assert backup.restorable_until.ToDatetime(tzinfo=UTC) >= backup.last_backup_time.ToDatetime(tzinfo=UTC)
+    assert backup.expected_recovery_time.ToMilliseconds() == 1500
+    assert backup.archive_gaps == 0
+    assert backup.health.state == PART_STATE_OK
 
 
 def test_a_server_that_stops_ends_streams_and_leaves_the_run(shared: Shared, engine: ScriptedEngine) -> None:
