@@ -143,10 +143,10 @@ class Source:
     def content(self) -> Content | None:
         """Take the content of all tables at one position of the WAL; None when writes left no moment for it.
 
-        Position and snapshots (one for each database) belong together because between them nothing can have committed: no transaction
-        that writes was under way once the position was read, and none had ended since the snapshots. In this order: a
-        commit that was in the WAL before the position but not in a snapshot was under way at the first look, or has
-        moved the end of the snapshots at the second.
+        Position and snapshots (one for each database) belong together because between them nothing can have committed:
+        no transaction that writes was under way once the position was read, and none had ended since the snapshots. In
+        this order: a commit that was in the WAL before the position but not in a snapshot was under way at the first
+        look, or has moved the end of the snapshots at the second.
         """
         with ExitStack() as stack:
             watcher = stack.enter_context(self.connect())
@@ -195,7 +195,7 @@ def _hashes(connection: Connection) -> Mapping[str, TableContent]:
     connection.execute("SET LOCAL statement_timeout = 0")
     # What a value looks like as text must not depend on settings.
     for setting in ("datestyle = 'ISO'", "timezone = 'UTC'", "bytea_output = 'hex'", "extra_float_digits = 1"):
-        connection.execute(f"SET LOCAL {setting}")  # type: ignore[arg-type] # one of four
+        connection.execute(f"SET LOCAL {setting}")
     found = {}
     for schema, table in connection.execute(_TABLES).fetchall():
         row = connection.execute(sql.SQL(_HASH).format(sql.Identifier(schema, table))).fetchone()

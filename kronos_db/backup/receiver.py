@@ -124,7 +124,12 @@ class Replication:
             self._connection.put_copy_end()
         following: tuple[int, Lsn] | None = None
         while (result := self._connection.get_result()) is not None:
-            if result.status == pq.ExecStatus.TUPLES_OK:
+            if result.status in (pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH):
+                # What was still on its way is not stored, so it comes again.
+                with _as_program_error():
+                    while self._connection.get_copy_data(0)[0] > 0:
+                        continue
+            elif result.status == pq.ExecStatus.TUPLES_OK:
                 following = int(result.get_value(0, 0) or 0), Lsn.parse((result.get_value(0, 1) or b"").decode())
             elif result.status == pq.ExecStatus.FATAL_ERROR:
                 raise _refusal("The stream of WAL ended", result)

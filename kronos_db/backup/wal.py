@@ -127,7 +127,7 @@ class WalArchive:
             # A timeline's first segment begins before it: what is before its first piece nobody asks for.
             if piece.start > reached and (before or reached > start):
                 break
-            data = self._read_or_merged(piece)
+            data = self.read_or_merged(piece)
             low, high = max(piece.start, start), min(piece.end, end)
             content[low - start : high - start] = data[low - piece.start : high - piece.start]
             reached = Lsn(high)
@@ -157,7 +157,8 @@ class WalArchive:
             raise BackupKeyError("The master key opens no key of the archive of WAL here: it is another's.")
         return self.new_key()
 
-    def _read_or_merged(self, piece: Piece) -> bytes:
+    def read_or_merged(self, piece: Piece) -> bytes:
+        """Return a piece, from a longer one when it was merged into that since it was listed."""
         try:
             return self.read(piece)
         except BackupDamagedError:
