@@ -89,7 +89,7 @@ class Backup:
 
     `parent` is the backup that an incremental one builds upon, None of a full one. `start_lsn`, `stop_lsn`, `stop_time`
     and `next_xid` (no transaction with this id or a later one had begun at the stop) are None before it is COMPLETE.
-    `size` is that of the files, `stored` what they take in the destination.
+    `size` is that of the files, `stored` what they take in the destination, `segment_size` that of a file of WAL.
     """
 
     id: str
@@ -106,6 +106,7 @@ class Backup:
     stop_lsn: Lsn | None = None
     stop_time: datetime | None = None
     next_xid: int | None = None
+    segment_size: int = 16 * 1024 * 1024
     size: int = 0
     stored: int = 0
     # Of every object of this backup, its bytes in the destination: a cut one is found before anything is read.
