@@ -198,7 +198,7 @@ def fetch_wal(
     ] = None,
 ) -> None:
     """Bring one file of WAL out of the archive, for a restore_command of your own; exit code 1 when it is not there."""
-    from kronos_db.backup import fetch  # noqa: PLC0415 - only here
+    from kronos_db.backup.fetch import main as fetch  # noqa: PLC0415 - only here
 
     settings = _settings()
     backups = [each for each in _engine().list() if system_identifier in (None, each.system_identifier)]
@@ -208,7 +208,7 @@ def fetch_wal(
     [cluster] = clusters
     size = str(backups[-1].segment_size)
     place = (str(settings.backup_destination), str(settings.master_key_file))
-    raise typer.Exit(fetch.main([*place, str(cluster), size, name, str(path)]))
+    raise typer.Exit(fetch([*place, str(cluster), size, name, str(path)]))
 
 
 def _settings() -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,19 @@ from kronos_db.backup.as_json import Json, backup_json, report_json, restored_js
 from kronos_db.backup.choosing import built_on, newest
 from kronos_db.backup.engine import Engine, finish
 from kronos_db.backup.model import (
+    Backup,
     BackupNotFoundError,
     DrillReport,
     Kind,
     Progress,
     RestoreRequest,
+    Step,
     VerifyReport,
 )
 from kronos_db.backup.model import Work as EngineWork
 
+# Seconds in which WAL that was written must be in the archive, and between two looks for it.
+_ON_ITS_WAY, _LOOK = 30.0, 0.25
 Report = Callable[[Progress], None]
 
 
@@ -74,10 +79,21 @@ class BackupWork:
     def _verify(self, run: Run, report: Report) -> Json:
         backup_id = run.request.get("id") or newest(self.engine.list()).id
         if run.request.get("drill"):
+            self._await_archive(self.engine.get(backup_id), report)
             work: EngineWork[VerifyReport | DrillReport] = self.engine.drill(backup_id)
         else:
             work = self.engine.verify(backup_id)
         return {"report": report_json(finish(work, report))}
+
+    def _await_archive(self, backup: Backup, report: Report) -> None:
+        """Wait until the archive has the moment that a drill compares with: right behind a backup it is on its way."""
+        give_up = time.monotonic() + _ON_ITS_WAY
+        while backup.content is not None and time.monotonic() < give_up:
+            state = self.engine.archive_state()
+            if not state.receiving or (state.last is not None and state.last > backup.content.lsn):
+                return
+            report(Progress(Step.VERIFY_ARCHIVE, backup_id=backup.id))
+            time.sleep(_LOOK)
 
     def _restore(self, run: Run, report: Report) -> Json:
         target = target_of(run.request["target"])
