@@ -58,7 +58,8 @@ class Backups:
             looking.look()
 
         self._runner = Runner(store, BackupWork(engine, store, places, clock), clock, release, ended)
-        self.works = [self._runner.work, Archiving(store, engine, release).work, looking.work]
+        # The archive last: works are stopped in this order, and commits may wait for it.
+        self.works = [self._runner.work, looking.work, Archiving(store, engine, release).work]
         self.parts = BackupParts(store, self.following, places, engine, self._runner.work.hurry)
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ from kronos_db.backup.model import ArchiveState, Backup, State
 from kronos_db.runtime.database.background import BackgroundWork, Held
 
 # Seconds. With commits that wait for the archive, they wait for its lease to run out when its holder dies.
-_ARCHIVE_LEASE = 3.0
+_LEASE = 3.0
 _ARCHIVE_RETRY = 1.0
 _NOTICE = 0.5
 # Seconds between two looks into the destination. After each run there is one more.
@@ -31,9 +31,7 @@ class Archiving:
     def __init__(self, store: BackupStore, engine: Engine, release: Callable[[], None]) -> None:
         self._engine = engine
         self._release = release
-        self.work = BackgroundWork(
-            store.database, "archive-wal", _ARCHIVE_RETRY, self.archive, lease_seconds=_ARCHIVE_LEASE
-        )
+        self.work = BackgroundWork(store.database, "archive-wal", _ARCHIVE_RETRY, self.archive, lease_seconds=_LEASE)
 
     def archive(self, held: Held) -> None:
         """Archive until the lease is lost; raises when PostgreSQL or the destination is, and is begun again then."""
@@ -113,7 +111,7 @@ class Looking:
         self._engine = engine
         # What this process found when it looked last.
         self.found: Found | None = None
-        self.work = BackgroundWork(store.database, "look-at-backups", _LOOK_EVERY, self._look)
+        self.work = BackgroundWork(store.database, "look-at-backups", _LOOK_EVERY, self._look, lease_seconds=_LEASE)
 
     def look(self) -> None:
         """Look, and let everybody know."""
