@@ -77,7 +77,9 @@ class Protected:
     def archived(self) -> None:
         """Wait until all WAL that there is now is in the archive."""
         engine = self.engine()
-        eventually(lambda: engine.archive_state().lag == 0, LIMIT, lambda: (engine.archive_state(), self.receiver_errors))
+        eventually(
+            lambda: engine.archive_state().lag == 0, LIMIT, lambda: (engine.archive_state(), self.receiver_errors)
+        )
 
     def back_up(self, kind: Kind | None = None) -> Backup:
         """Make a backup."""
