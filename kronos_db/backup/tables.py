@@ -35,8 +35,20 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdroppe
 WHERE n.nspname = %s AND c.relkind = 'r'
 GROUP BY c.relname ORDER BY c.relname
 """
+# Partitioned ones too: foreign keys are theirs.
+_TABLES = """
+SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relkind IN ('r', 'p')
+"""
+# What the runtime keeps in every schema about what runs now, and the keys: those erased since stay erased. None of it
+# goes back in time.
+_PRESENT = ("schema_migration", "data_key", "copy_holder", "lease", "change", "change_horizon")
+_MIGRATIONS = "SELECT name, checksum FROM {}.schema_migration ORDER BY name"
+# Whoever watches or keeps copies has missed changes, and reads everything anew.
+_OUTDATE = "UPDATE {}.change_horizon SET purged = pg_current_xact_id()"
 _SEQUENCES = """
-SELECT sequencename::text, last_value, start_value FROM pg_sequences WHERE schemaname = %s ORDER BY sequencename
+SELECT sequencename::text, last_value FROM pg_sequences
+WHERE schemaname = %s AND last_value IS NOT NULL ORDER BY sequencename
 """
 
 
@@ -82,12 +94,15 @@ def _replace(old: Connection, live: Connection, schema: str) -> Mapping[str, int
         live.execute("SET LOCAL session_replication_role = replica")
         present = _columns(live, schema)
         _refuse_mismatch(schema, tables, present)
-        names = [sql.Identifier(schema, table) for table in present]
+        _refuse_other_migrations(old, live, schema, present)
+        found = (str(row[0]) for row in live.execute(_TABLES, [schema]))
+        names = [sql.Identifier(schema, table) for table in found if table not in _PRESENT]
         live.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(names)))
-        rows = {table: _copy(old, live, schema, table, columns) for table, columns in tables.items()}
-        for name, last, start in old.execute(_SEQUENCES, [schema]).fetchall():
-            place = sql.Identifier(schema, name).as_string(live)
-            live.execute("SELECT setval(%s::regclass, %s, %s)", [place, last or start, last is not None])
+        wanted = {table: columns for table, columns in tables.items() if table not in _PRESENT}
+        rows = {table: _copy(old, live, schema, table, columns) for table, columns in wanted.items()}
+        _advance_sequences(old, live, schema)
+        if "change_horizon" in present:
+            live.execute(sql.SQL(_OUTDATE).format(sql.Identifier(schema)))
     return rows
 
 
@@ -109,6 +124,22 @@ def _refuse_mismatch(
                 f"{schema}.{table} of the backup is not as it is in the live database: restore into a new instance.",
                 metadata={"schema": schema, "table": table},
             )
+
+
+def _refuse_other_migrations(old: Connection, live: Connection, schema: str, present: Mapping[str, _Columns]) -> None:
+    if "schema_migration" in present:
+        query = sql.SQL(_MIGRATIONS).format(sql.Identifier(schema))
+        if old.execute(query).fetchall() != live.execute(query).fetchall():
+            raise TablesMismatchError(
+                f"The schema {schema} was migrated since: restore into a new instance.", metadata={"schema": schema}
+            )
+
+
+def _advance_sequences(old: Connection, live: Connection, schema: str) -> None:
+    """Let no sequence give again what it gave before the target; what it gave since it does not give again either."""
+    for name, last in old.execute(_SEQUENCES, [schema]).fetchall():
+        place = sql.Identifier(schema, name).as_string(live)
+        live.execute("SELECT setval(%s::regclass, greatest(%s, nextval(%s::regclass)))", [place, last, place])
 
 
 def _copy(old: Connection, live: Connection, schema: str, table: str, columns: Iterable[str]) -> int:
