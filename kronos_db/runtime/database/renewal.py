@@ -23,7 +23,6 @@ def renew(database: Database) -> None:
     """
     queries = load_queries(Path(__file__).with_name("renewal.sql"), database.domain)
     database.execute(queries["lose_positions"], {})
-    database.execute(queries["raise_fences"], {})
     # They notice by their next sign of life, and enter anew without copies.
     database.execute(queries["expel_all"], {})
     time.sleep(SILENCE)
