@@ -41,7 +41,7 @@ SELECT snapshot.now::text, {newest}, horizon.purged::text::bigint, {identity}, {
     CASE
         WHEN %(whole)s THEN change.body
         WHEN change.body ? 'bundle' THEN jsonb_build_object('bundle', change.body -> 'bundle')
-        ELSE '{{}}'
+        ELSE '{}'
     END,
     change.create_time
 FROM (SELECT COALESCE(%(until)s::pg_snapshot, pg_current_snapshot()) AS now) AS snapshot
