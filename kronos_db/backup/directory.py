@@ -62,7 +62,9 @@ class Directory:
     def list(self, prefix: str) -> Iterator[Stored]:
         """Walk the folder of `prefix`."""
         try:
-            for folder, _, files in os.walk(self._root / prefix):
+            for folder, folders, files in os.walk(self._root / prefix):
+                # Ours: locks and drafts.
+                folders[:] = [name for name in folders if not name.startswith(".")]
                 for file in files:
                     if not file.startswith("."):
                         yield from self._stored(Path(folder) / file)

@@ -285,7 +285,6 @@ class Receiver:
         data = message[_XLOG.size :]
         if start != segment.start + len(segment.data):
             raise ProgramError(f"WAL came from {start}, not from {Lsn(segment.start + len(segment.data))} on.")
-        self._waiting_since = self._waiting_since or time.monotonic()
         while data:
             room = self._size - (segment.start + len(segment.data)) % self._size
             segment.data += data[:room]
@@ -294,6 +293,9 @@ class Receiver:
                 segment = self._complete(segment)
         if len(segment.data) - segment.stored >= _BATCH:
             self._store(segment)
+        # Asked at the end: what came may have completed one segment and begun the next.
+        if segment.stored < len(segment.data) and self._waiting_since is None:
+            self._waiting_since = time.monotonic()
         return segment
 
     def _complete(self, segment: _Segment) -> _Segment:
