@@ -19,6 +19,7 @@ from tests.backup.conftest import fill
 from tests.parts.backups import Make, Protected
 from tests.parts.eventually import eventually
 
+SOAK = os.environ.get("KRONOS_TEST_SOAK") == "1"
 LIMIT = 60.0
 # Runs work of an engine, and kills itself right before its Nth change of files (renames, links, removals, folders).
 _CHILD = """
@@ -55,7 +56,8 @@ def killed(protected: Protected, what: str, target: Path, step: int) -> bool:
     return done.returncode != 0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.soak
+@pytest.mark.timeout(600)
 def test_a_backup_that_is_killed_is_whole_or_not_there(make: Make, tmp_path: Path) -> None:
     protected = make()
     fill(protected)
@@ -63,7 +65,7 @@ def test_a_backup_that_is_killed_is_whole_or_not_there(make: Make, tmp_path: Pat
     step = 0
     whole = set()
     while True:
-        step += 1
+        step += 1 if SOAK else 4
         was_killed = killed(protected, "create", tmp_path, step)
         states = {backup.id: backup.state for backup in protected.engine().list()}
         assert states[first.id] is State.COMPLETE
@@ -73,7 +75,7 @@ def test_a_backup_that_is_killed_is_whole_or_not_there(make: Make, tmp_path: Pat
         eventually(lambda: not processes.marked("--pgdata=-"), LIMIT)
         if not was_killed:
             break
-    assert step > 5
+    assert step > 10
     for backup_id in whole:
         assert finish(protected.engine().verify(backup_id)).sound
     assert len(whole) > 1
@@ -83,7 +85,6 @@ def test_a_backup_that_is_killed_is_whole_or_not_there(make: Make, tmp_path: Pat
     assert folders == whole
 
 
-@pytest.mark.timeout(300)
 def test_retention_that_is_killed_leaves_whole_chains(make: Make, tmp_path: Path) -> None:
     protected = make()
     old = [protected.back_up(Kind.FULL), protected.back_up(Kind.INCREMENTAL)]
@@ -106,8 +107,8 @@ def test_a_restore_that_is_killed_leaves_nothing_or_all_at_its_target(make: Make
     protected.back_up(Kind.INCREMENTAL)
     target = tmp_path / "restored" / "data"
     # Most steps are removals of the members' thousand files: of those not every one is killed at.
-    step, stride = 0, 1 if os.environ.get("KRONOS_TEST_SOAK") == "1" else 400
-    while killed(protected, "restore", target, step := step + (1 if step < 8 else stride)):
+    step, stride = 0, 1 if SOAK else 400
+    while killed(protected, "restore", target, step := step + (4 if step < 8 and not SOAK else stride)):
         assert not target.exists() or (target / "PG_VERSION").exists()
         if target.exists():
             break
