@@ -24,7 +24,8 @@ _PAUSE = 0.005
 _FACTS = """
 SELECT (SELECT system_identifier FROM pg_control_system()),
        current_setting('server_version_num')::int,
-       (SELECT timeline_id FROM pg_control_checkpoint()),
+       -- The control file names it only after the first checkpoint of a promoted server.
+       CASE WHEN pg_is_in_recovery() THEN '0' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
        current_setting('data_checksums')::bool,
        current_setting('summarize_wal')::bool,
        pg_size_bytes(current_setting('wal_segment_size')),
@@ -100,7 +101,7 @@ class Source:
             raise DatabaseUnsuitableError(f"Tablespaces are not backed up, and there are: {', '.join(row[6])}.")
         if row[7]:
             raise DatabaseUnsuitableError("The database is a standby: back up the primary.")
-        return Facts(*row[:6])
+        return Facts(row[0], row[1], int(row[2], 16), *row[3:6])
 
     @contextmanager
     def lock(self) -> Iterator[Connection]:

@@ -62,7 +62,9 @@ class Directory:
     def list(self, prefix: str) -> Iterator[Stored]:
         """Walk the folder of `prefix`."""
         try:
-            for folder, _, files in os.walk(self._root / prefix):
+            for folder, folders, files in os.walk(self._root / prefix):
+                # Ours: locks and drafts.
+                folders[:] = [name for name in folders if not name.startswith(".")]
                 for file in files:
                     if not file.startswith("."):
                         yield from self._stored(Path(folder) / file)
@@ -99,11 +101,15 @@ class Directory:
             os.close(descriptor)
 
     def clean(self) -> None:
-        """Remove drafts that nobody has written to for a day."""
+        """Remove drafts, and empty folders, that nobody has written to for a day."""
         for draft in self._root.rglob(f"{_DRAFT}*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - draft.stat().st_mtime > _ABANDONED:
-                    draft.unlink()
+            if _abandoned(draft):
+                draft.unlink(missing_ok=True)
+        for folder, _, _ in os.walk(self._root, topdown=False):
+            if folder != str(self._root) and _abandoned(Path(folder)):
+                # Not when something is in it.
+                with contextlib.suppress(OSError):
+                    Path(folder).rmdir()
 
     def _stored(self, path: Path) -> Iterator[Stored]:
         # Gone since it was listed: merged or removed.
@@ -120,6 +126,13 @@ class Directory:
             self._make(folder.parent)
         folder.mkdir(mode=0o700, parents=folder == self._root, exist_ok=True)
         _sync(folder.parent)
+
+
+def _abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    except FileNotFoundError:
+        return False
 
 
 def _write(path: Path, pieces: Iterable[bytes]) -> int:

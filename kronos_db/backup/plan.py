@@ -111,11 +111,8 @@ def _timeline(archive: WalArchive, backups: Sequence[Backup], target: RestoreTar
 
 
 def _youngest_before(target: RestoreTarget, timeline: int, archive: WalArchive, backups: Sequence[Backup]) -> Backup:
-    ends = {ancestor.timeline: ancestor.end for ancestor in archive.ancestors(timeline)}
     for backup in sorted(backups, key=lambda each: each.stop_time or each.start_time, reverse=True):
-        left = ends.get(backup.timeline)
-        of_history = backup.timeline == timeline or (left is not None and (backup.stop_lsn or 0) <= left)
-        if of_history and _before(backup, target):
+        if archive.leads((backup.timeline, backup.stop_lsn or Lsn(0)), timeline) and _before(backup, target):
             return backup
     raise TargetUnreachableError("No complete backup in the destination lies before the target.")
 

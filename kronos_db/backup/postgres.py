@@ -23,6 +23,7 @@ from kronos_db.backup.model import (
     BackupError,
     DatabaseUnsuitableError,
     DrillReport,
+    Gap,
     Kind,
     Lsn,
     Policy,
@@ -186,12 +187,11 @@ def _state(archive: WalArchive, backups: Sequence[Backup], slot: SlotState | Non
     timeline = max(timelines, default=None)
     current = [piece for piece in pieces if piece.timeline == timeline]
     last = max((piece.end for piece in current), default=None)
-    oldest = min(backups, key=lambda each: (each.timeline, each.stop_lsn or Lsn(0)), default=None)
-    missing = (
-        archive.missing(timeline, (oldest.timeline, oldest.stop_lsn))
-        if oldest and oldest.stop_lsn is not None and timeline is not None
-        else ()
-    )
+    missing: Sequence[Gap] = ()
+    if timeline is not None:
+        positions = [(each.timeline, each.stop_lsn or Lsn(0)) for each in backups]
+        oldest = min((each for each in positions if archive.leads(each, timeline)), default=None)
+        missing = archive.missing(timeline, oldest) if oldest else ()
     return ArchiveState(
         timeline=timeline,
         first=min((piece.start for piece in current), default=None),

@@ -7,7 +7,7 @@ import select
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -15,12 +15,22 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from kronos_db.backup.model import BackupBusyError, BackupError, DatabaseUnsuitableError, Lsn, ProgramError
+from kronos_db.backup.model import BackupBusyError, BackupError, Lsn, ProgramError
 from kronos_db.backup.wal import Piece, WalArchive, parse_history
 
 # By this name `synchronous_standby_names` knows the receiver.
 APPLICATION = "kronos_archive"
 
+# A server that is gone without a word is noticed within a minute.
+_CONNECTION: Mapping[str, str | int] = {
+    "replication": "true",
+    "dbname": "replication",
+    "application_name": APPLICATION,
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
 _XLOG = struct.Struct(">cQQQ")
 _KEEPALIVE = ord("k")
 _STATUS = struct.Struct(">cQQQQ?")
@@ -57,10 +67,10 @@ class Replication:
     """A replication connection, straight to the server. Raises ProgramError for what the server refuses."""
 
     def __init__(self, dsn: str) -> None:
-        info = make_conninfo(dsn, replication="true", application_name=APPLICATION, dbname="replication")
+        info = make_conninfo(dsn, **_CONNECTION)
         self._connection = pq.PGconn.connect(info.encode())
         if self._connection.status != pq.ConnStatus.OK:
-            raise DatabaseUnsuitableError(f"The database takes no replication connection: {self._said()}")
+            raise ProgramError(f"The database takes no replication connection: {self._said()}")
 
     def identify(self) -> Identity:
         """Return whom this talks to and where its WAL is."""
@@ -102,7 +112,10 @@ class Replication:
         """Return what has come, after waiting for at most `seconds`; None at the end of the stream."""
         length, message = self._next()
         if length == 0:
-            select.select([self._connection.socket], [], [], seconds)
+            # Not `select`, which takes no descriptors from 1,024 on.
+            readable = select.poll()
+            readable.register(self._connection.socket, select.POLLIN)
+            readable.poll(seconds * 1000)
             self._consume()
             length, message = self._next()
         while length > 0:
@@ -285,7 +298,6 @@ class Receiver:
         data = message[_XLOG.size :]
         if start != segment.start + len(segment.data):
             raise ProgramError(f"WAL came from {start}, not from {Lsn(segment.start + len(segment.data))} on.")
-        self._waiting_since = self._waiting_since or time.monotonic()
         while data:
             room = self._size - (segment.start + len(segment.data)) % self._size
             segment.data += data[:room]
@@ -294,6 +306,9 @@ class Receiver:
                 segment = self._complete(segment)
         if len(segment.data) - segment.stored >= _BATCH:
             self._store(segment)
+        # Asked at the end: what came may have completed one segment and begun the next.
+        if segment.stored < len(segment.data) and self._waiting_since is None:
+            self._waiting_since = time.monotonic()
         return segment
 
     def _complete(self, segment: _Segment) -> _Segment:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from kronos_db.backup.catalog import Catalog, descendants
-from kronos_db.backup.model import Backup, BackupNeededError, Lsn, Policy, Retention, State
+from kronos_db.backup.model import Backup, BackupNeededError, Lsn, Policy, Retention
 from kronos_db.backup.vault import Vault
 from kronos_db.backup.wal import WalArchive
 
@@ -14,9 +14,10 @@ from kronos_db.backup.wal import WalArchive
 def kept(backups: Sequence[Backup], policy: Policy, now: datetime) -> set[str]:
     """Return the ids that `policy` keeps: whole chains, by the rules of `Policy`, for each cluster by itself.
 
-    What runs is kept. The youngest chain is always kept: no policy leaves nothing to restore from.
+    The youngest chain is always kept: no policy leaves nothing to restore from. What is not complete is not kept: who
+    applies a policy holds the lock, so nobody is making it any more.
     """
-    keep = {backup.id for backup in backups if backup.state is State.RUNNING}
+    keep: set[str] = set()
     for cluster in {backup.system_identifier for backup in backups}:
         chains = _chains([each for each in backups if each.system_identifier == cluster and each.restorable])
         count = max(1, policy.keep_count or 0)

@@ -1,13 +1,13 @@
 """The form of an object in a destination: compressed, and sealed so that nothing of it can be altered unseen.
 
     "KDBS" 1 | length of the key's id, one byte | the key's id | 32 random bytes | chunk, chunk, …
-    chunk: length of what follows, 4 bytes | AES-256-GCM of (codec, one byte | at most 4 MiB of data)
+    chunk: codec, one byte (0 raw, 1 Zstandard) | length of what follows, 4 bytes | AES-256-GCM of at most 4 MiB of data
 
 The object's key is HKDF-SHA256 of the data key, salted with the random bytes, for the object's name. A chunk's nonce
-is its number and a byte that is 1 in the last chunk (the STREAM construction: Hoang, Reyhanitabar, Rogaway and Vizár,
-CRYPTO 2015), its associated data all before the first chunk, and the name. So chunks that were cut off, put in another
-order, or taken from another object, backup or key do not open. Chunks are compressed one by one: threads work on
-several at once in both directions.
+is its number, its codec, and a byte that is 1 in the last chunk (the STREAM construction: Hoang, Reyhanitabar, Rogaway
+and Vizár, CRYPTO 2015), its associated data all before the first chunk, and the name. So chunks that were cut off, put
+in another order, or taken from another object, backup or key do not open. Chunks are compressed one by one: threads
+work on several at once in both directions.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ KEY_SIZE = 32
 _MAGIC = b"KDBS\x01"
 _KEY_ID = re.compile(rb"[0-9a-z-]{1,64}")
 _SALT = 32
-_LENGTH = struct.Struct(">I")
+_HEAD = struct.Struct(">BI")
 _TAG = 16
-_RAW, _ZSTD = b"\x00", b"\x01"
+_RAW, _ZSTD = 0, 1
 # The fastest one: the disk is to be the limit, not the processor.
 _LEVEL = 1
 # A chunk that does not get shorter is stored raw, and its length stays below this.
-_LONGEST = 1 + CHUNK + _TAG
+_LONGEST = CHUNK + _TAG
 _THREADS = max(1, min(4, os.cpu_count() or 1))
 
 _Item = TypeVar("_Item")
@@ -57,22 +57,20 @@ class _Cipher:
         self._context = header + name.encode()
         self._name = name
 
-    def seal(self, item: tuple[int, bytes, bool]) -> bytes:
+    def seal(self, item: tuple[int, bytes, bool]) -> tuple[bytes, bytes]:
         number, data, last = item
         packed = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
-        body = _ZSTD + packed if len(packed) < len(data) else _RAW + bytes(data)
-        sealed = self._cipher.encrypt(_nonce(number, last), body, self._context)
-        return _LENGTH.pack(len(sealed)) + sealed
+        codec, body = (_ZSTD, packed) if len(packed) < len(data) else (_RAW, data)
+        sealed = self._cipher.encrypt(_nonce(number, codec, last), body, self._context)
+        return _HEAD.pack(codec, len(sealed)), sealed
 
-    def open(self, item: tuple[int, bytes, bool]) -> bytes:
-        number, sealed, last = item
+    def open(self, item: tuple[int, tuple[int, bytes], bool]) -> bytes:
+        number, (codec, sealed), last = item
         try:
-            body = self._cipher.decrypt(_nonce(number, last), sealed, self._context)
+            body = self._cipher.decrypt(_nonce(number, codec, last), sealed, self._context)
         except InvalidTag:
             raise BackupDamagedError(f"{self._name} was altered, cut off, or put in another's place.") from None
-        if body[:1] == _RAW:
-            return body[1:]
-        return zstandard.ZstdDecompressor().decompress(memoryview(body)[1:], max_output_size=CHUNK)
+        return body if codec == _RAW else zstandard.ZstdDecompressor().decompress(body, max_output_size=CHUNK)
 
 
 def seal(key: bytes, key_id: str, name: str, pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -82,7 +80,9 @@ def seal(key: bytes, key_id: str, name: str, pieces: Iterable[bytes]) -> Iterato
     header = _MAGIC + bytes([len(identity)]) + identity + salt
     cipher = _Cipher(key, header, salt, name)
     yield header
-    yield from _in_threads(cipher.seal, _numbered(pieces))
+    for head, sealed in _in_threads(cipher.seal, _numbered(pieces, b"")):
+        yield head
+        yield sealed
 
 
 def unseal(source: Source, name: str, key_of: Callable[[str], bytes]) -> Iterator[bytes]:
@@ -98,7 +98,7 @@ def unseal(source: Source, name: str, key_of: Callable[[str], bytes]) -> Iterato
     if key_id is None or len(rest) < start[-1] + _SALT:
         raise BackupDamagedError(f"{name} names no key.")
     cipher = _Cipher(key_of(key_id[0].decode("ascii")), start + rest, rest[start[-1] :], name)
-    yield from _in_threads(cipher.open, _numbered(_chunks(source, name)))
+    yield from _in_threads(cipher.open, _numbered(_chunks(source, name), (_RAW, b"")))
 
 
 def blocks(read: Callable[[memoryview], int | None]) -> Iterator[bytes]:
@@ -114,28 +114,28 @@ def blocks(read: Callable[[memoryview], int | None]) -> Iterator[bytes]:
             return
 
 
-def _nonce(number: int, last: bool) -> bytes:
-    return number.to_bytes(11, "big") + bytes([last])
+def _nonce(number: int, codec: int, last: bool) -> bytes:
+    return number.to_bytes(10, "big") + bytes([codec, last])
 
 
-def _numbered(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes, bool]]:
-    """Return the pieces with their numbers, the last one marked; an empty one when there are none."""
+def _numbered(pieces: Iterable[_Item], nothing: _Item) -> Iterator[tuple[int, _Item, bool]]:
+    """Return the pieces with their numbers, the last one marked; `nothing` when there are none."""
     number, waiting = 0, None
     for piece in pieces:
         if waiting is not None:
             yield number, waiting, False
             number += 1
         waiting = piece
-    yield number, b"" if waiting is None else waiting, True
+    yield number, nothing if waiting is None else waiting, True
 
 
-def _chunks(source: Source, name: str) -> Iterator[bytes]:
-    while head := source.read(_LENGTH.size):
-        length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
-        chunk = source.read(length) if _TAG < length <= _LONGEST else b""
-        if not chunk or len(chunk) < length:
+def _chunks(source: Source, name: str) -> Iterator[tuple[int, bytes]]:
+    while head := source.read(_HEAD.size):
+        codec, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (_RAW, 0)
+        chunk = source.read(length) if _TAG <= length <= _LONGEST else b""
+        if not chunk or len(chunk) < length or codec not in (_RAW, _ZSTD):
             raise BackupDamagedError(f"{name} was cut off or altered.")
-        yield chunk
+        yield codec, chunk
 
 
 def _in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

@@ -103,6 +103,10 @@ class Verification:
             archive.check_keys()
             pieces = [piece for piece in archive.pieces() if piece.timeline >= last.timeline and piece.end > stop]
             timeline = max([last.timeline, *archive.timelines(), *(piece.timeline for piece in pieces)])
+            if not archive.leads((last.timeline, stop), timeline):
+                # A past that was left: after a restore to before this backup.
+                timeline = last.timeline
+                pieces = [piece for piece in pieces if piece.timeline == timeline]
             for gap in archive.missing(timeline, (last.timeline, stop)):
                 where = f"WAL of timeline {gap.timeline}"
                 count.faults.append(Fault(where, f"What is from {gap.start} to {gap.end} is missing."))

@@ -90,6 +90,12 @@ class WalArchive:
         """Return the timelines that this one comes from, oldest first, itself not among them."""
         return parse_history(self.history(timeline) or b"")
 
+    def leads(self, position: tuple[int, Lsn], timeline: int) -> bool:
+        """Return whether recovery from `position` (timeline, LSN) can get to `timeline`."""
+        if position[0] == timeline:
+            return True
+        return any(each.timeline == position[0] and position[1] <= each.end for each in self.ancestors(timeline))
+
     def missing(self, timeline: int, position: tuple[int, Lsn], end: Lsn | None = None) -> Sequence[Gap]:
         """Return what is missing on the way from `position` (timeline, LSN) to `end` or the last WAL of `timeline`."""
         pieces = self.pieces()

@@ -79,8 +79,9 @@ def _chained(protected: Protected) -> Iterator[Chained]:
         full = protected.back_up(Kind.FULL)
         protected.run(f"INSERT INTO users.person (name) SELECT 'second' FROM generate_series(1, {ROWS})")
         incremental = protected.back_up(Kind.INCREMENTAL)
-        protected.run(f"INSERT INTO users.person (name) SELECT 'third' FROM generate_series(1, {ROWS})")
-        protected.archived()
+        for _ in range(4):
+            protected.run(f"INSERT INTO users.person (name) SELECT 'third' FROM generate_series(1, {ROWS // 4})")
+            protected.archived()
         yield Chained(protected, full, incremental)
     finally:
         protected.stop()

@@ -73,9 +73,8 @@ def test_every_write_before_a_second_is_there_and_none_after(make: Make) -> None
     protected.receive()
     protected.back_up()
     writes: list[tuple[int, datetime, datetime]] = []
-    began = datetime.now(UTC)
-    # The second that begins next, and half of one more behind it.
-    moment = began.replace(microsecond=0) + timedelta(seconds=1)
+    # A second that begins in half of one or later.
+    moment = (datetime.now(UTC) + timedelta(seconds=1.5)).replace(microsecond=0)
     with psycopg.connect(protected.postgres.dsn, autocommit=True) as connection:
         while datetime.now(UTC) < moment + timedelta(seconds=0.5):
             start = datetime.now(UTC)

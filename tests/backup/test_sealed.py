@@ -17,8 +17,10 @@ NAME = "backups/x/base.tar"
 
 
 def sealed(data: bytes, name: str = NAME, key_id: str = "k", size: int = 1000) -> list[bytes]:
+    """Return the header and the chunks."""
     pieces = (data[place : place + size] for place in range(0, len(data), size))
-    return list(seal(KEY, key_id, name, pieces))
+    header, *rest = seal(KEY, key_id, name, pieces)
+    return [header, *(head + chunk for head, chunk in zip(rest[::2], rest[1::2], strict=True))]
 
 
 def opened(data: bytes, name: str = NAME, key: bytes = KEY) -> bytes:

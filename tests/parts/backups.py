@@ -22,12 +22,19 @@ LIMIT = 30.0
 class Protected:
     """A database below `folder` that backups are made of, into `destination` (default: a folder beside it)."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, destination: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        destination: str | None = None,
+        key_file: Path | None = None,
+    ) -> None:
         self.folder = folder
         self.postgres = EmbeddedPostgres(folder / "postgres", {"fsync": "off", **(settings or {})})
         self.destination = destination or str(folder / "backups")
-        self.key_file = folder / "master.key"
-        create_master_key_file(self.key_file)
+        self.key_file = key_file or folder / "master.key"
+        if key_file is None:
+            create_master_key_file(self.key_file)
         self._stopped = threading.Event()
         self._receiver: threading.Thread | None = None
         self.receiver_errors: list[BackupError] = []
@@ -91,9 +98,9 @@ class Protected:
         return finish(self.engine(database=False).restore(request))
 
     @contextmanager
-    def restored(self, name: str) -> Iterator[psycopg.Connection]:
-        """Run what was restored into NAME, and connect to it."""
-        password = (self.folder / "postgres" / "password").read_bytes()
+    def restored(self, name: str, origin: Path | None = None) -> Iterator[psycopg.Connection]:
+        """Run what was restored into NAME, and connect to it with the password of `origin` (default: our own)."""
+        password = ((origin or self.folder / "postgres") / "password").read_bytes()
         (self.folder / name / "password").write_bytes(password)
         server = EmbeddedPostgres(self.folder / name, {"fsync": "off"})
         server.start()
