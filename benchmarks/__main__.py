@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import admin, cache, logs, messages, overload, processes, routes, streams, tokens, users
+from benchmarks import admin, backup, cache, logs, messages, overload, processes, routes, streams, tokens, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +32,7 @@ PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "processes": processes.rows,
     "streams": streams.rows,
     "overload": overload.rows,
+    "backup": backup.rows,
 }
 _PAGE = """# Benchmarks
 
@@ -87,6 +88,12 @@ arrived, on a machine where the generator and PostgreSQL need cores too; with 2 
 each" takes that out: calls, divided by the processor seconds of the serving processes (user and system) in which they
 were answered, times the number of processes. It is what they would do if each had a core and nobody took of it. It
 falls below 2 as far as a call gets dearer because there is another process.
+
+**Rows of backups.** A database of 1 GB, three quarters of it random bytes, backed up to the disk that it lies on. Ours
+are compressed and sealed; the floor is `pg_basebackup` into a folder, its fsync included. A backup is measured until it
+is complete and durable; the content for drills is taken after that. The chain is a full and an incremental backup; its
+floor is `cp -r` of plain ones and `pg_combinebackup`. Full backups are made without a pause while eight calls are in
+flight.
 
 **Rows of messages.** "Plain SQL" is a queue as pgmq publishes it (`benchmarks/plain_queue.py`), over four connections
 of one process to the same PostgreSQL: no caller, no seal, no lease token, no history, no answer that is remembered for

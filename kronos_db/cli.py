@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import kronos_db
+from kronos_db import backup_command
 from kronos_db.config import (
     CONFIG_FILE,
     Settings,
@@ -44,6 +45,7 @@ config_app = typer.Typer(help="Explain the settings.", no_args_is_help=True)
 token_app = typer.Typer(help="Make credentials for callers.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(token_app, name="token")
+app.add_typer(backup_command.app, name="backup")
 
 
 def main() -> NoReturn:

@@ -144,6 +144,13 @@ class Method:
         """Return a response as JSON."""
         return json_format.MessageToJson(message, indent=indent, ensure_ascii=False, descriptor_pool=self.pool)
 
+    def fields(self, message: Message) -> dict[str, Any]:
+        """Return a response as the object that its JSON is, under the names of the contract."""
+        told: dict[str, Any] = json_format.MessageToDict(
+            message, preserving_proto_field_name=True, descriptor_pool=self.pool
+        )
+        return told
+
     def _read(self, value: Any) -> Message:
         message = self.request_type()
         name = message.DESCRIPTOR.full_name

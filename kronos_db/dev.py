@@ -60,6 +60,11 @@ def environment(settings: Settings, say: Say, stopped: threading.Event) -> Itera
             stack.callback(postgres.stop)
             postgres.start(cancelled=stopped.is_set)
             found["postgres_dsn"] = postgres.dsn
+            found |= {
+                "backup_destination": str(directory.path / "backups"),
+                "backup_scratch_folder": str(directory.path / "scratch"),
+                "backup_restore_folder": str(directory.path / "restored"),
+            }
         _go_on_unless(stopped)
         if settings.redis_url is None and EmbeddedRedis.available():
             redis = EmbeddedRedis(directory.redis)

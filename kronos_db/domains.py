@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_store import AuditStore
+from kronos_db.admin.backup_domain import Backups
 from kronos_db.admin.endpoints import ENDPOINTS as ADMIN_ENDPOINTS
 from kronos_db.admin.model import ERRORS as ADMIN_ERRORS
 from kronos_db.admin.recording import Recording
@@ -25,6 +26,7 @@ from kronos_db.admin.service import AdminService
 from kronos_db.admin.status import NoBackups, Ways
 from kronos_db.admin.status import Parts as StatusParts
 from kronos_db.admin.status_store import DomainLooks
+from kronos_db.backup_setup import open_engine
 from kronos_db.cache import upkeep as cache_upkeep
 from kronos_db.cache.counting import Counts
 from kronos_db.cache.leasing import Leases
@@ -74,6 +76,7 @@ from kronos_db.runtime.crypto.sealing import Sealer
 from kronos_db.runtime.database.background import OUTCOMES
 from kronos_db.runtime.database.changes import KEPT, channel
 from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.database.renewal import renew as renew_domain
 from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
 from kronos_db.runtime.feed.feed import Feed, Log, Pace
@@ -157,6 +160,8 @@ class Process(NamedTuple):
     workers: Workers
     parking: Parking
     redis: RedisServer | None
+    # Lets the calling thread, and those that it starts, run on every core.
+    release: Callable[[], None]
     vitals: Self
 
 
@@ -178,6 +183,8 @@ class Domains:
         # Run when calls are about to be answered, and when none runs any more.
         self._starting: list[Callable[[], None]] = []
         self._stopping: list[Callable[[], None]] = []
+        # Run when streams without an end of their own are to end, while calls may still be running.
+        self._closing: list[Callable[[], None]] = []
         # Who needs something of another domain gets it here.
         access = Access(AccessStore(parts["users"].database), parts["users"].cache)
         self._users = self._new_users(parts["users"], access)
@@ -186,7 +193,7 @@ class Domains:
         self._routes = self._new_routes(parts["routes"], access, Identities(self._tokens.introspection))
         self._messages = self._new_messages(parts["messages"])
         self._cache = self._new_cache(parts["cache"])
-        self._admin = self._new_admin(parts["admin"])
+        self._admin = self._new_admin(parts["admin"], {domain: part.database for domain, part in parts.items()})
         watch_background(process.registry, self._background, OUTCOMES)
 
     def register(self, registrar: Any) -> None:
@@ -208,6 +215,11 @@ class Domains:
             start()
         for work in self._background:
             work.start()
+
+    def close(self) -> None:
+        """End the streams that have no end of their own."""
+        for close in self._closing:
+            close()
 
     def stop(self) -> None:
         """End it."""
@@ -306,19 +318,40 @@ class Domains:
             parts.feed,
         )
 
-    def _new_admin(self, parts: Parts) -> AdminService:
+    def _new_backups(self, parts: Parts, databases: Mapping[str, Database]) -> Backups:
+        process = self._process
+        # Not its own: it has the audit log, which is never changed, and the runs.
+        renew = {name: partial(renew_domain, database) for name, database in databases.items() if name != "admin"}
+        backups = Backups(
+            parts.database,
+            open_engine(process.settings),
+            renew=renew,
+            restore_folder=process.settings.backup_restore_folder,
+            registry=process.registry,
+            release=process.release,
+        )
+        self._background += backups.works
+        if backups.seen is not None:
+            self._starting.append(backups.seen.start)
+            self._stopping.append(backups.seen.stop)
+        self._closing.append(backups.following.close)
+        self._stopping.append(backups.stop)
+        return backups
+
+    def _new_admin(self, parts: Parts, databases: Mapping[str, Database]) -> AdminService:
         chain = HashChain(parts.ring.subkey("audit log"))
         audit = AuditStore(parts.database, chain)
         recording = self.recorders[parts.database.domain] = Recording(audit.add)
         recording.watch(self._process.registry)
         self._starting.append(recording.start)
         self._stopping.append(recording.stop)
+        backups = self._new_backups(parts, databases)
         status = StatusParts(
             self._ways,
             DomainLooks(self._databases, {domain: known_migrations(domain) for domain in self._databases}, parts.cache),
             self._process.redis,
             (self._process.vitals.slots, self._process.vitals.ask),
-            NoBackups(),
+            NoBackups() if backups.seen is None else backups.seen,
         )
         self._starting.append(status.start)
         self._stopping.append(status.stop)
@@ -330,6 +363,7 @@ class Domains:
             # Indexes.
             audit=(audit, chain),
             # Backups.
+            backups=backups.parts,
         )
 
 

@@ -170,6 +170,8 @@ class Server:
             self._feeds.close()
             self._conversations.close()
             self._parking.close()
+            if self._domains is not None:
+                self._domains.close()
             ended.wait()
         # Without waiting: a handler that outlasted the drain must not hold up the rest.
         self._workers.shutdown(wait=False)
@@ -222,6 +224,7 @@ class Server:
             self._workers,
             self._parking,
             self._redis,
+            self._core.release,
             self._self,
         )
         pools = {domain: database.pool for domain, database in self._databases.items()}

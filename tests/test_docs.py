@@ -141,6 +141,8 @@ def test_reasons_exist(page: Path) -> None:
         "QUOTA_FAILURE_MODE_",
         "QUOTA_KEY_",
         "CALENDAR_UNIT_",
+        "BACKUP_KIND_",
+        "BACKUP_STATE_",
     )
     for span in spans(page):
         if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", span) and not span.startswith(prefixes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kronos_db.admin.backup_runs import ERRORS as BACKUP_ERRORS
 from kronos_db.runtime.errors import Answer, KronosError
 
 ERRORS: Mapping[type[KronosError], Answer] = {
@@ -11,4 +12,5 @@ ERRORS: Mapping[type[KronosError], Answer] = {
     # Statements.
     # Indexes.
     # Backups.
+    **BACKUP_ERRORS,
 }

@@ -7,6 +7,7 @@ from kronos.admin.v1.admin_pb2_grpc import AdminServiceServicer
 from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_service import AuditHandlers
 from kronos_db.admin.audit_store import AuditStore
+from kronos_db.admin.backup_service import BackupHandlers, BackupParts
 from kronos_db.admin.status import Parts
 from kronos_db.admin.status_service import StatusHandlers
 from kronos_db.runtime.paging import PageTokens
@@ -19,6 +20,7 @@ class AdminService(
     # Indexes.
     AuditHandlers,
     # Backups.
+    BackupHandlers,
     AdminServiceServicer,
 ):
     """The handlers of the contract `kronos.admin.v1`, each group in the module of its base."""
@@ -33,6 +35,7 @@ class AdminService(
         # Indexes.
         audit: tuple[AuditStore, HashChain],
         # Backups.
+        backups: BackupParts,
     ) -> None:
         StatusHandlers.__init__(self, status)
         # Query.
@@ -40,3 +43,4 @@ class AdminService(
         # Indexes.
         AuditHandlers.__init__(self, *audit, page_tokens)
         # Backups.
+        BackupHandlers.__init__(self, backups, page_tokens)

@@ -23,6 +23,10 @@ class Backups(NamedTuple):
     last_backup_time: datetime | None = None
     restorable_from: datetime | None = None
     restorable_until: datetime | None = None
+    # Seconds that a restore took in the last drill.
+    recovery_seconds: float | None = None
+    # Places where the archive lacks WAL.
+    gaps: int = 0
 
 
 class BackupsLook(Protocol):

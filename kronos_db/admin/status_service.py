@@ -132,6 +132,8 @@ def _fill_backup(message: pb.BackupStatus, parts: Parts) -> None:
     _set_moment(message.last_backup_time, found.last_backup_time)
     _set_moment(message.restorable_from, found.restorable_from)
     _set_moment(message.restorable_until, found.restorable_until)
+    _set_seconds(message.expected_recovery_time, found.recovery_seconds)
+    message.archive_gaps = found.gaps
 
 
 def _fill_health(message: pb.PartHealth, health: Health) -> None:

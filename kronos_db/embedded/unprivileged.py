@@ -72,12 +72,20 @@ def _reach(paths: Sequence[str]) -> str | None:
         if capability & ~permitted:
             continue
         _set(effective=capability, permitted=permitted, inheritable=capability)
-        unreachable = next((path for path in paths if not os.access(path, os.R_OK | os.X_OK)), None)
+        unreachable = next((path for path in paths if not _reachable(path)), None)
         if unreachable is None:
             _set(effective=capability, permitted=capability, inheritable=capability)
             _raise_ambient(capability)
             return None
     return unreachable
+
+
+def _reachable(path: str) -> bool:
+    try:
+        executable = os.stat(path).st_mode & 0o111  # noqa: PTH116 - as above
+    except OSError:
+        return False
+    return os.access(path, os.R_OK | os.X_OK if executable else os.R_OK)
 
 
 def _permitted() -> int:

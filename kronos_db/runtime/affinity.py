@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,7 +30,7 @@ _log = structlog.get_logger(__name__)
 class OneCore:
     """The core of this process, which has `slot` among the `slots` of a supervisor, or is alone.
 
-    Threads that need no interpreter lock for most of their work are freed by `release`.
+    Threads that need no interpreter lock for most of their work are freed by `release`, with all that they start.
     """
 
     def __init__(self, slot: int | None = None, slots: int = 1) -> None:
@@ -44,7 +45,7 @@ class OneCore:
 
     def start(self) -> None:
         """Gather the threads on one core; those that they start will be there too."""
-        self._pin()
+        self._pin([task for task in self._tasks() if task not in self._released])
         if len(self._own) > 1:
             self._thread.start()
 
@@ -63,12 +64,13 @@ class OneCore:
             ran_before, waited_before = ran, waited
             ran, waited = self._times()
             if is_crowded((ran - ran_before) / _INTERVAL, (waited - waited_before) / _INTERVAL):
+                ours = self._gathered()
                 self._core = random.choice([core for core in self._own if core != self._core])
-                self._pin()
+                self._pin(ours)
                 _log.info("moved to another core", core=self._core)
 
-    def _pin(self) -> None:
-        for task in self._tasks():
+    def _pin(self, tasks: Iterable[int]) -> None:
+        for task in tasks:
             # Threads end while we look.
             with suppress(ProcessLookupError):
                 os.sched_setaffinity(task, {self._core})
@@ -76,14 +78,23 @@ class OneCore:
     def _times(self) -> tuple[float, float]:
         """Return the seconds for which our threads ran, and for which they could have run but had no core."""
         ran = waited = 0
-        for task in self._tasks():
+        for task in self._gathered():
             with suppress(OSError):
                 on_core, in_queue, _ = (_TASKS / str(task) / "schedstat").read_text().split()
                 ran, waited = ran + int(on_core), waited + int(in_queue)
         return ran / 1e9, waited / 1e9
 
+    def _gathered(self) -> list[int]:
+        """Return the threads that are on our core: those that were let go, and what these have started, are not."""
+        found = []
+        for task in self._tasks():
+            with suppress(ProcessLookupError):
+                if os.sched_getaffinity(task) == {self._core}:
+                    found.append(task)
+        return found
+
     def _tasks(self) -> list[int]:
-        return [task for task in (int(entry.name) for entry in _TASKS.iterdir()) if task not in self._released]
+        return [int(entry.name) for entry in _TASKS.iterdir()]
 
 
 def is_crowded(ran: float, waited: float) -> bool:

@@ -45,6 +45,20 @@ later = threading.Thread(target=work, args=(False,))
 later.start()
 while len(ids) < 3:
     pass
+def start_another():
+    core.release()
+    ids.append((True, threading.get_native_id()))
+    child = threading.Thread(target=lambda: (ids.append((True, threading.get_native_id())), stop.wait(10)))
+    child.start()
+    stop.wait(10)
+threading.Thread(target=start_another).start()
+while len(ids) < 5:
+    pass
+gathered = core._gathered()
+if len(everywhere) > 1:
+    assert not {tid for release, tid in ids if release} & set(gathered)
+assert {tid for release, tid in ids if not release} <= set(gathered)
+core._pin(gathered)
 cores = sorted(everywhere)
 for release, tid in ids:
     assert os.sched_getaffinity(tid) == (everywhere if release else {cores[1 % len(cores)]}), (release, tid)

@@ -86,6 +86,10 @@ class BackgroundWork:
         """Have `listener` called after each run."""
         self._listeners.append(listener)
 
+    def hurry(self) -> None:
+        """Do the work soon, if this process holds the lease and did not do it less than `interval` ago."""
+        self._due.set()
+
     def start(self) -> None:
         """Begin to compete for the lease."""
         for thread in self._threads:

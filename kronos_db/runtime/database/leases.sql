@@ -1,3 +1,7 @@
+-- fragment: local
+-- Without waiting for standbys: one of them may be the archive of WAL, and wait for this lease itself.
+set_config('synchronous_commit', 'local', true) IS NOT NULL
+
 -- name: take
 -- Takes the lease when nobody has it, or renews it. Looks first without a lock: who only waits leaves the row alone.
 INSERT INTO {schema}.lease AS held (name, holder, fence, expire_time)
@@ -5,7 +9,7 @@ SELECT %(name)s, %(holder)s, 1, clock_timestamp() + make_interval(secs => %(seco
 WHERE NOT EXISTS (
     SELECT FROM {schema}.lease
     WHERE name = %(name)s AND holder <> %(holder)s AND expire_time > clock_timestamp()
-)
+) AND {local}
 ON CONFLICT (name) DO UPDATE
 SET holder = EXCLUDED.holder,
     fence = held.fence + (held.holder <> EXCLUDED.holder OR held.expire_time <= clock_timestamp())::int,
@@ -27,10 +31,10 @@ WHERE name = %(name)s;
 -- Notes that the work is done; not for a holder whose lease another one has by now.
 UPDATE {schema}.lease
 SET success_time = clock_timestamp()
-WHERE name = %(name)s AND holder = %(holder)s AND fence = %(fence)s;
+WHERE name = %(name)s AND holder = %(holder)s AND fence = %(fence)s AND {local};
 
 -- name: release
 -- Lets the next one have the lease at once.
 UPDATE {schema}.lease
 SET expire_time = clock_timestamp()
-WHERE name = %(name)s AND holder = %(holder)s AND fence = %(fence)s;
+WHERE name = %(name)s AND holder = %(holder)s AND fence = %(fence)s AND {local};

@@ -34,6 +34,9 @@ class Outlet(Protocol):
     def fail(self, error: Exception) -> None:
         """End the stream with the answer of `error`."""
 
+    def complete(self) -> None:
+        """End the stream with OK, behind what was sent."""
+
     def cancel(self) -> None:
         """End the stream at once, whatever the caller still has to take."""
 

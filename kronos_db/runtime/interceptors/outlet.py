@@ -34,6 +34,11 @@ class CallOutlet:
         """Who calls, as the access policy names it."""
         return self._call.caller
 
+    @property
+    def call(self) -> Call:
+        """The call whose stream this is."""
+        return self._call
+
     def send(self, message: Any) -> None:
         """Hand one message to gRPC."""
         with suppress(SentWithoutWaiting):
@@ -42,6 +47,10 @@ class CallOutlet:
     def fail(self, error: Exception) -> None:
         """End the stream with the answer of `error`, behind what was sent."""
         self._send(error)
+
+    def complete(self) -> None:
+        """End the stream with OK, behind what was sent."""
+        self._send(None)
 
     def cancel(self) -> None:
         """Reset the stream."""

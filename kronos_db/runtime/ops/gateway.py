@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
 
 from kronos_db.runtime.errors import BadRequestError
-from kronos_db.runtime.interceptors.chain import Composed
+from kronos_db.runtime.interceptors.chain import Arrived, Composed
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.ops.http import ProblemError, Request, Response, Route
 from kronos_db.runtime.ops.problems import problem_of
@@ -77,7 +77,7 @@ class Gateway:
         for endpoint in self.endpoints:
             method, handler = by_path.get(endpoint.rpc, (None, None))
             behavior = handler and (handler.unary_unary or handler.unary_stream)
-            if method is None or not isinstance(behavior, Composed) or behavior.experimental_non_blocking:
+            if method is None or not isinstance(behavior, Composed):
                 raise ValueError(f"{endpoint.path} cannot be answered by {endpoint.rpc}")
             calls[endpoint.rpc] = (method, behavior)
         self._calls = calls
@@ -127,11 +127,31 @@ def _called(method: Method, composed: Composed, request: Request, context: _Cont
             context.refusal = error
             ended = BadRequestError(str(error)) if isinstance(error, ProblemError) else error
             raise (arrived.end(ended) or ended) from None
+    if composed.experimental_non_blocking:
+        return [_document(method.response, each) for each in _pushed(arrived, raw, context)]
     answer = arrived(raw, context)
     if not method.descriptor.server_streaming:
         return [_document(method.response, answer)]
     with closing(answer) as answers:
         return [_document(method.response, each) for each in answers]
+
+
+def _pushed(arrived: Arrived, raw: bytes, context: _Context) -> list[Any]:
+    """Return what is sent on a stream that is answered by callback until its end, or until the time is over."""
+    messages: list[Any] = []
+    ended = threading.Event()
+
+    def send(message: Any) -> None:
+        if message is None:
+            ended.set()
+        else:
+            messages.append(message)
+
+    arrived(raw, context, send)
+    ended.wait(context.time_remaining())
+    if context.aborted is not None:
+        raise context.aborted
+    return messages
 
 
 def _document(descriptor: Descriptor, answer: Any) -> Document:
@@ -203,6 +223,8 @@ class _Context(grpc.ServicerContext):
 
     def __init__(self, request: Request, timeout: float) -> None:
         self.refusal: Exception | None = None
+        # What the call was ended with, also when that was on another thread.
+        self.aborted: _AbortedError | None = None
         self._metadata = tuple((name, request.headers[name]) for name in _PASSED_ON if name in request.headers)
         self._give_up = time.monotonic() + timeout
         self._trailing: Any = ()
@@ -263,7 +285,8 @@ class _Context(grpc.ServicerContext):
         packed: Any = status
         self._trailing = packed.trailing_metadata
         raw = next(value for name, value in packed.trailing_metadata if name == _STATUS_KEY)
-        raise _AbortedError(status_pb2.Status.FromString(raw))
+        self.aborted = _AbortedError(status_pb2.Status.FromString(raw))
+        raise self.aborted
 
     def set_code(self, _code: Any) -> None:
         """Errors are raised."""

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from kronos.admin.v1 import audit_pb2 as kronos_dot_admin_dot_v1_dot_audit__pb2
+from kronos.admin.v1 import backups_pb2 as kronos_dot_admin_dot_v1_dot_backups__pb2
 from kronos.admin.v1 import status_pb2 as kronos_dot_admin_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkronos/admin/v1/admin.proto\x12\x0fkronos.admin.v1\x1a\x1bkronos/admin/v1/audit.proto\x1a\x1ckronos/admin/v1/status.proto2\xba\x02\n\x0c\x41\x64minService\x12W\n\tGetStatus\x12!.kronos.admin.v1.GetStatusRequest\x1a\".kronos.admin.v1.GetStatusResponse\"\x03\x90\x02\x01\x12i\n\x0fListAuditEvents\x12\'.kronos.admin.v1.ListAuditEventsRequest\x1a(.kronos.admin.v1.ListAuditEventsResponse\"\x03\x90\x02\x01\x12\x66\n\x0eVerifyAuditLog\x12&.kronos.admin.v1.VerifyAuditLogRequest\x1a\'.kronos.admin.v1.VerifyAuditLogResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkronos/admin/v1/admin.proto\x12\x0fkronos.admin.v1\x1a\x1bkronos/admin/v1/audit.proto\x1a\x1dkronos/admin/v1/backups.proto\x1a\x1ckronos/admin/v1/status.proto2\xdb\x08\n\x0c\x41\x64minService\x12W\n\tGetStatus\x12!.kronos.admin.v1.GetStatusRequest\x1a\".kronos.admin.v1.GetStatusResponse\"\x03\x90\x02\x01\x12i\n\x0fListAuditEvents\x12\'.kronos.admin.v1.ListAuditEventsRequest\x1a(.kronos.admin.v1.ListAuditEventsResponse\"\x03\x90\x02\x01\x12\x66\n\x0eVerifyAuditLog\x12&.kronos.admin.v1.VerifyAuditLogRequest\x1a\'.kronos.admin.v1.VerifyAuditLogResponse\"\x03\x90\x02\x01\x12\x62\n\x0c\x43reateBackup\x12$.kronos.admin.v1.CreateBackupRequest\x1a%.kronos.admin.v1.CreateBackupResponse\"\x03\x90\x02\x02\x30\x01\x12]\n\x0bListBackups\x12#.kronos.admin.v1.ListBackupsRequest\x1a$.kronos.admin.v1.ListBackupsResponse\"\x03\x90\x02\x01\x12W\n\tGetBackup\x12!.kronos.admin.v1.GetBackupRequest\x1a\".kronos.admin.v1.GetBackupResponse\"\x03\x90\x02\x01\x12\x62\n\x0cVerifyBackup\x12$.kronos.admin.v1.VerifyBackupRequest\x1a%.kronos.admin.v1.VerifyBackupResponse\"\x03\x90\x02\x02\x30\x01\x12\x65\n\rRestoreBackup\x12%.kronos.admin.v1.RestoreBackupRequest\x1a&.kronos.admin.v1.RestoreBackupResponse\"\x03\x90\x02\x02\x30\x01\x12\x62\n\x0c\x44\x65leteBackup\x12$.kronos.admin.v1.DeleteBackupRequest\x1a%.kronos.admin.v1.DeleteBackupResponse\"\x03\x90\x02\x02\x30\x01\x12i\n\x0fGetBackupPolicy\x12\'.kronos.admin.v1.GetBackupPolicyRequest\x1a(.kronos.admin.v1.GetBackupPolicyResponse\"\x03\x90\x02\x01\x12i\n\x0fSetBackupPolicy\x12\'.kronos.admin.v1.SetBackupPolicyRequest\x1a(.kronos.admin.v1.SetBackupPolicyResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +40,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADMINSERVICE'].methods_by_name['ListAuditEvents']._serialized_options = b'\220\002\001'
   _globals['_ADMINSERVICE'].methods_by_name['VerifyAuditLog']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['VerifyAuditLog']._serialized_options = b'\220\002\001'
-  _globals['_ADMINSERVICE']._serialized_start=108
-  _globals['_ADMINSERVICE']._serialized_end=422
+  _globals['_ADMINSERVICE'].methods_by_name['CreateBackup']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['CreateBackup']._serialized_options = b'\220\002\002'
+  _globals['_ADMINSERVICE'].methods_by_name['ListBackups']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['ListBackups']._serialized_options = b'\220\002\001'
+  _globals['_ADMINSERVICE'].methods_by_name['GetBackup']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['GetBackup']._serialized_options = b'\220\002\001'
+  _globals['_ADMINSERVICE'].methods_by_name['VerifyBackup']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['VerifyBackup']._serialized_options = b'\220\002\002'
+  _globals['_ADMINSERVICE'].methods_by_name['RestoreBackup']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['RestoreBackup']._serialized_options = b'\220\002\002'
+  _globals['_ADMINSERVICE'].methods_by_name['DeleteBackup']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['DeleteBackup']._serialized_options = b'\220\002\002'
+  _globals['_ADMINSERVICE'].methods_by_name['GetBackupPolicy']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['GetBackupPolicy']._serialized_options = b'\220\002\001'
+  _globals['_ADMINSERVICE'].methods_by_name['SetBackupPolicy']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['SetBackupPolicy']._serialized_options = b'\220\002\002'
+  _globals['_ADMINSERVICE']._serialized_start=139
+  _globals['_ADMINSERVICE']._serialized_end=1254
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from kronos.admin.v1 import audit_pb2 as kronos_dot_admin_dot_v1_dot_audit__pb2
+from kronos.admin.v1 import backups_pb2 as kronos_dot_admin_dot_v1_dot_backups__pb2
 from kronos.admin.v1 import status_pb2 as kronos_dot_admin_dot_v1_dot_status__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -56,6 +57,46 @@ class AdminServiceStub:
                 request_serializer=kronos_dot_admin_dot_v1_dot_audit__pb2.VerifyAuditLogRequest.SerializeToString,
                 response_deserializer=kronos_dot_admin_dot_v1_dot_audit__pb2.VerifyAuditLogResponse.FromString,
                 _registered_method=True)
+        self.CreateBackup = channel.unary_stream(
+                '/kronos.admin.v1.AdminService/CreateBackup',
+                request_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.CreateBackupRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.CreateBackupResponse.FromString,
+                _registered_method=True)
+        self.ListBackups = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/ListBackups',
+                request_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.ListBackupsRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.ListBackupsResponse.FromString,
+                _registered_method=True)
+        self.GetBackup = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/GetBackup',
+                request_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupResponse.FromString,
+                _registered_method=True)
+        self.VerifyBackup = channel.unary_stream(
+                '/kronos.admin.v1.AdminService/VerifyBackup',
+                request_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.VerifyBackupRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.VerifyBackupResponse.FromString,
+                _registered_method=True)
+        self.RestoreBackup = channel.unary_stream(
+                '/kronos.admin.v1.AdminService/RestoreBackup',
+                request_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.RestoreBackupRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.RestoreBackupResponse.FromString,
+                _registered_method=True)
+        self.DeleteBackup = channel.unary_stream(
+                '/kronos.admin.v1.AdminService/DeleteBackup',
+                request_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.DeleteBackupRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.DeleteBackupResponse.FromString,
+                _registered_method=True)
+        self.GetBackupPolicy = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/GetBackupPolicy',
+                request_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupPolicyRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupPolicyResponse.FromString,
+                _registered_method=True)
+        self.SetBackupPolicy = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/SetBackupPolicy',
+                request_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.SetBackupPolicyRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.SetBackupPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -98,6 +139,74 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateBackup(self, request, context):
+        """Backups.
+
+        Makes a backup, and tells how far it has come until it is made. The run goes on when the caller leaves.
+
+        FAILED_PRECONDITION (BACKUPS_OFF) when the server has no destination, (BACKUP_RUN_ACTIVE) while another backup is made
+        or removed, (DATABASE_UNSUITABLE) when PostgreSQL is not set up for backups.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBackups(self, request, context):
+        """Lists backups, page by page, newest first, with the state of the archive of WAL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBackup(self, request, context):
+        """Returns one backup. NOT_FOUND (BACKUP_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyBackup(self, request, context):
+        """Reads every byte of a backup, of its chain and of the archive behind it, and tells what is wrong; with `drill`
+        restores it too. NOT_FOUND (BACKUP_NOT_FOUND). FAILED_PRECONDITION (BACKUP_RUN_ACTIVE) while another check runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreBackup(self, request, context):
+        """Restores into a new PostgreSQL, or brings the tables of one domain back. Everything is checked before a byte is
+        written.
+
+        FAILED_PRECONDITION (RESTORE_FOLDER_IN_USE), (BACKUP_KEY_WRONG), (BACKUP_FOREIGN), (TABLES_MISMATCH),
+        (BACKUP_RUN_ACTIVE) while another restore runs. OUT_OF_RANGE (RESTORE_TARGET_UNREACHABLE). DATA_LOSS (BACKUP_DAMAGED),
+        (ARCHIVE_GAP). ABORTED (BACKUP_RUN_INTERRUPTED) when the process that restored a domain ended meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBackup(self, request, context):
+        """Removes a backup. FAILED_PRECONDITION (BACKUP_NEEDED) when another one builds on it, (BACKUP_RUN_ACTIVE) while
+        anything else is done with backups.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBackupPolicy(self, request, context):
+        """Returns when backups are made, and for how long they are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetBackupPolicy(self, request, context):
+        """Changes that. ABORTED (BACKUP_POLICY_ETAG_MISMATCH).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +224,46 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.VerifyAuditLog,
                     request_deserializer=kronos_dot_admin_dot_v1_dot_audit__pb2.VerifyAuditLogRequest.FromString,
                     response_serializer=kronos_dot_admin_dot_v1_dot_audit__pb2.VerifyAuditLogResponse.SerializeToString,
+            ),
+            'CreateBackup': grpc.unary_stream_rpc_method_handler(
+                    servicer.CreateBackup,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.CreateBackupRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.CreateBackupResponse.SerializeToString,
+            ),
+            'ListBackups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBackups,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.ListBackupsRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.ListBackupsResponse.SerializeToString,
+            ),
+            'GetBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBackup,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupResponse.SerializeToString,
+            ),
+            'VerifyBackup': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyBackup,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.VerifyBackupRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.VerifyBackupResponse.SerializeToString,
+            ),
+            'RestoreBackup': grpc.unary_stream_rpc_method_handler(
+                    servicer.RestoreBackup,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.RestoreBackupRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.RestoreBackupResponse.SerializeToString,
+            ),
+            'DeleteBackup': grpc.unary_stream_rpc_method_handler(
+                    servicer.DeleteBackup,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.DeleteBackupRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.DeleteBackupResponse.SerializeToString,
+            ),
+            'GetBackupPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBackupPolicy,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupPolicyRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupPolicyResponse.SerializeToString,
+            ),
+            'SetBackupPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBackupPolicy,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_backups__pb2.SetBackupPolicyRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_backups__pb2.SetBackupPolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -204,6 +353,222 @@ class AdminService:
             '/kronos.admin.v1.AdminService/VerifyAuditLog',
             kronos_dot_admin_dot_v1_dot_audit__pb2.VerifyAuditLogRequest.SerializeToString,
             kronos_dot_admin_dot_v1_dot_audit__pb2.VerifyAuditLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/CreateBackup',
+            kronos_dot_admin_dot_v1_dot_backups__pb2.CreateBackupRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_backups__pb2.CreateBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBackups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/ListBackups',
+            kronos_dot_admin_dot_v1_dot_backups__pb2.ListBackupsRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_backups__pb2.ListBackupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/GetBackup',
+            kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/VerifyBackup',
+            kronos_dot_admin_dot_v1_dot_backups__pb2.VerifyBackupRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_backups__pb2.VerifyBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/RestoreBackup',
+            kronos_dot_admin_dot_v1_dot_backups__pb2.RestoreBackupRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_backups__pb2.RestoreBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/DeleteBackup',
+            kronos_dot_admin_dot_v1_dot_backups__pb2.DeleteBackupRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_backups__pb2.DeleteBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBackupPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/GetBackupPolicy',
+            kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupPolicyRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_backups__pb2.GetBackupPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBackupPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/SetBackupPolicy',
+            kronos_dot_admin_dot_v1_dot_backups__pb2.SetBackupPolicyRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_backups__pb2.SetBackupPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ all that operators did. Messages are in the file of their group.
 
 from collections import abc as _abc
 from kronos.admin.v1 import audit_pb2 as _audit_pb2
+from kronos.admin.v1 import backups_pb2 as _backups_pb2
 from kronos.admin.v1 import status_pb2 as _status_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -38,6 +39,38 @@ class AdminServiceStub:
     """Reads the audit log in order and checks that nothing in it was altered, moved, added or taken out; names the first
     event where the chain is broken. Says with `next_sequence` where to go on when the log is longer than one call reads.
     """
+    CreateBackup: _grpc.UnaryStreamMultiCallable[_backups_pb2.CreateBackupRequest, _backups_pb2.CreateBackupResponse]
+    """Backups.
+
+    Makes a backup, and tells how far it has come until it is made. The run goes on when the caller leaves.
+
+    FAILED_PRECONDITION (BACKUPS_OFF) when the server has no destination, (BACKUP_RUN_ACTIVE) while another backup is made
+    or removed, (DATABASE_UNSUITABLE) when PostgreSQL is not set up for backups.
+    """
+    ListBackups: _grpc.UnaryUnaryMultiCallable[_backups_pb2.ListBackupsRequest, _backups_pb2.ListBackupsResponse]
+    """Lists backups, page by page, newest first, with the state of the archive of WAL."""
+    GetBackup: _grpc.UnaryUnaryMultiCallable[_backups_pb2.GetBackupRequest, _backups_pb2.GetBackupResponse]
+    """Returns one backup. NOT_FOUND (BACKUP_NOT_FOUND)."""
+    VerifyBackup: _grpc.UnaryStreamMultiCallable[_backups_pb2.VerifyBackupRequest, _backups_pb2.VerifyBackupResponse]
+    """Reads every byte of a backup, of its chain and of the archive behind it, and tells what is wrong; with `drill`
+    restores it too. NOT_FOUND (BACKUP_NOT_FOUND). FAILED_PRECONDITION (BACKUP_RUN_ACTIVE) while another check runs.
+    """
+    RestoreBackup: _grpc.UnaryStreamMultiCallable[_backups_pb2.RestoreBackupRequest, _backups_pb2.RestoreBackupResponse]
+    """Restores into a new PostgreSQL, or brings the tables of one domain back. Everything is checked before a byte is
+    written.
+
+    FAILED_PRECONDITION (RESTORE_FOLDER_IN_USE), (BACKUP_KEY_WRONG), (BACKUP_FOREIGN), (TABLES_MISMATCH),
+    (BACKUP_RUN_ACTIVE) while another restore runs. OUT_OF_RANGE (RESTORE_TARGET_UNREACHABLE). DATA_LOSS (BACKUP_DAMAGED),
+    (ARCHIVE_GAP). ABORTED (BACKUP_RUN_INTERRUPTED) when the process that restored a domain ended meanwhile.
+    """
+    DeleteBackup: _grpc.UnaryStreamMultiCallable[_backups_pb2.DeleteBackupRequest, _backups_pb2.DeleteBackupResponse]
+    """Removes a backup. FAILED_PRECONDITION (BACKUP_NEEDED) when another one builds on it, (BACKUP_RUN_ACTIVE) while
+    anything else is done with backups.
+    """
+    GetBackupPolicy: _grpc.UnaryUnaryMultiCallable[_backups_pb2.GetBackupPolicyRequest, _backups_pb2.GetBackupPolicyResponse]
+    """Returns when backups are made, and for how long they are kept."""
+    SetBackupPolicy: _grpc.UnaryUnaryMultiCallable[_backups_pb2.SetBackupPolicyRequest, _backups_pb2.SetBackupPolicyResponse]
+    """Changes that. ABORTED (BACKUP_POLICY_ETAG_MISMATCH)."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves operators.
@@ -78,5 +111,85 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads the audit log in order and checks that nothing in it was altered, moved, added or taken out; names the first
         event where the chain is broken. Says with `next_sequence` where to go on when the log is longer than one call reads.
         """
+
+    @_abc_1.abstractmethod
+    def CreateBackup(
+        self,
+        request: _backups_pb2.CreateBackupRequest,
+        context: _grpc.ServicerContext,
+    ) -> _abc.Iterator[_backups_pb2.CreateBackupResponse]:
+        """Backups.
+
+        Makes a backup, and tells how far it has come until it is made. The run goes on when the caller leaves.
+
+        FAILED_PRECONDITION (BACKUPS_OFF) when the server has no destination, (BACKUP_RUN_ACTIVE) while another backup is made
+        or removed, (DATABASE_UNSUITABLE) when PostgreSQL is not set up for backups.
+        """
+
+    @_abc_1.abstractmethod
+    def ListBackups(
+        self,
+        request: _backups_pb2.ListBackupsRequest,
+        context: _grpc.ServicerContext,
+    ) -> _backups_pb2.ListBackupsResponse:
+        """Lists backups, page by page, newest first, with the state of the archive of WAL."""
+
+    @_abc_1.abstractmethod
+    def GetBackup(
+        self,
+        request: _backups_pb2.GetBackupRequest,
+        context: _grpc.ServicerContext,
+    ) -> _backups_pb2.GetBackupResponse:
+        """Returns one backup. NOT_FOUND (BACKUP_NOT_FOUND)."""
+
+    @_abc_1.abstractmethod
+    def VerifyBackup(
+        self,
+        request: _backups_pb2.VerifyBackupRequest,
+        context: _grpc.ServicerContext,
+    ) -> _abc.Iterator[_backups_pb2.VerifyBackupResponse]:
+        """Reads every byte of a backup, of its chain and of the archive behind it, and tells what is wrong; with `drill`
+        restores it too. NOT_FOUND (BACKUP_NOT_FOUND). FAILED_PRECONDITION (BACKUP_RUN_ACTIVE) while another check runs.
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreBackup(
+        self,
+        request: _backups_pb2.RestoreBackupRequest,
+        context: _grpc.ServicerContext,
+    ) -> _abc.Iterator[_backups_pb2.RestoreBackupResponse]:
+        """Restores into a new PostgreSQL, or brings the tables of one domain back. Everything is checked before a byte is
+        written.
+
+        FAILED_PRECONDITION (RESTORE_FOLDER_IN_USE), (BACKUP_KEY_WRONG), (BACKUP_FOREIGN), (TABLES_MISMATCH),
+        (BACKUP_RUN_ACTIVE) while another restore runs. OUT_OF_RANGE (RESTORE_TARGET_UNREACHABLE). DATA_LOSS (BACKUP_DAMAGED),
+        (ARCHIVE_GAP). ABORTED (BACKUP_RUN_INTERRUPTED) when the process that restored a domain ended meanwhile.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteBackup(
+        self,
+        request: _backups_pb2.DeleteBackupRequest,
+        context: _grpc.ServicerContext,
+    ) -> _abc.Iterator[_backups_pb2.DeleteBackupResponse]:
+        """Removes a backup. FAILED_PRECONDITION (BACKUP_NEEDED) when another one builds on it, (BACKUP_RUN_ACTIVE) while
+        anything else is done with backups.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBackupPolicy(
+        self,
+        request: _backups_pb2.GetBackupPolicyRequest,
+        context: _grpc.ServicerContext,
+    ) -> _backups_pb2.GetBackupPolicyResponse:
+        """Returns when backups are made, and for how long they are kept."""
+
+    @_abc_1.abstractmethod
+    def SetBackupPolicy(
+        self,
+        request: _backups_pb2.SetBackupPolicyRequest,
+        context: _grpc.ServicerContext,
+    ) -> _backups_pb2.SetBackupPolicyResponse:
+        """Changes that. ABORTED (BACKUP_POLICY_ETAG_MISMATCH)."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _grpc.Server) -> None: ...

@@ -614,6 +614,10 @@ class BackupStatus(_message.Message):
     LAST_BACKUP_TIME_FIELD_NUMBER: _builtins.int
     RESTORABLE_FROM_FIELD_NUMBER: _builtins.int
     RESTORABLE_UNTIL_FIELD_NUMBER: _builtins.int
+    EXPECTED_RECOVERY_TIME_FIELD_NUMBER: _builtins.int
+    ARCHIVE_GAPS_FIELD_NUMBER: _builtins.int
+    archive_gaps: _builtins.int
+    """Places where the archive of WAL lacks some: nothing behind one can be restored from a backup before it."""
     @_builtins.property
     def health(self) -> Global___PartHealth:
         """How backups are; UNKNOWN when the server makes none."""
@@ -630,6 +634,10 @@ class BackupStatus(_message.Message):
     def restorable_until(self) -> _timestamp_pb2.Timestamp:
         """The newest moment that can be restored. Absent when there is none."""
 
+    @_builtins.property
+    def expected_recovery_time(self) -> _duration_pb2.Duration:
+        """How long a restore took in the last drill. Absent before the first one."""
+
     def __init__(
         self,
         *,
@@ -637,10 +645,12 @@ class BackupStatus(_message.Message):
         last_backup_time: _timestamp_pb2.Timestamp | None = ...,
         restorable_from: _timestamp_pb2.Timestamp | None = ...,
         restorable_until: _timestamp_pb2.Timestamp | None = ...,
+        expected_recovery_time: _duration_pb2.Duration | None = ...,
+        archive_gaps: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "last_backup_time", b"last_backup_time", "restorable_from", b"restorable_from", "restorable_until", b"restorable_until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_recovery_time", b"expected_recovery_time", "health", b"health", "last_backup_time", b"last_backup_time", "restorable_from", b"restorable_from", "restorable_until", b"restorable_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "last_backup_time", b"last_backup_time", "restorable_from", b"restorable_from", "restorable_until", b"restorable_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_gaps", b"archive_gaps", "expected_recovery_time", b"expected_recovery_time", "health", b"health", "last_backup_time", b"last_backup_time", "restorable_from", b"restorable_from", "restorable_until", b"restorable_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Backups of the whole cluster: sealed base backups, the sealed archive of its WAL, restore, drill."""
