@@ -40,7 +40,7 @@ _GET = "/kronos.users.v1.UsersService/GetUser"
 
 def rows() -> Iterator[Row]:
     """Measure."""
-    with tempfile.TemporaryDirectory(prefix="kronos-bench-", dir=Path.cwd()) as name:
+    with tempfile.TemporaryDirectory(prefix="kronos-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         postgres = EmbeddedPostgres(folder / "postgres")
@@ -68,7 +68,7 @@ def _beside_programs(folder: Path, postgres: EmbeddedPostgres) -> Iterator[Row]:
 
 
 def _while_serving() -> Iterator[Row]:
-    with stand() as on, tempfile.TemporaryDirectory(prefix="kronos-bench-", dir=Path.cwd()) as name:
+    with stand() as on, tempfile.TemporaryDirectory(prefix="kronos-bench-") as name:
         dsn = on.settings.postgres_dsn
         assert dsn is not None
         _fill(dsn.get_secret_value())

@@ -219,6 +219,13 @@ def test_one_schema_goes_back_in_time_and_the_others_do_not(make: Make) -> None:
     protected = make()
     fill(protected)
     protected.run("CREATE SCHEMA logs", "CREATE TABLE logs.record (id int)", "CREATE TABLE users.empty (id int)")
+    # Of the runtime: keys that are erased stay erased, and who watches has to read anew.
+    protected.run(
+        "CREATE TABLE users.data_key (id int)",
+        "INSERT INTO users.data_key VALUES (1)",
+        "CREATE TABLE users.change_horizon (purged xid8)",
+        "INSERT INTO users.change_horizon VALUES ('0')",
+    )
     protected.receive()
     backup = protected.back_up()
     protected.run(
@@ -227,6 +234,7 @@ def test_one_schema_goes_back_in_time_and_the_others_do_not(make: Make) -> None:
         "INSERT INTO users.person (name) VALUES ('new')",
         "INSERT INTO users.empty VALUES (1)",
         "INSERT INTO logs.record VALUES (1)",
+        "DELETE FROM users.data_key",
     )
     last = protected.one("SELECT max(id) FROM users.person")
     restored = finish(protected.engine().restore_tables("users", AtBackup(backup.id)))
@@ -236,6 +244,8 @@ def test_one_schema_goes_back_in_time_and_the_others_do_not(make: Make) -> None:
     assert protected.one("SELECT count(*) FROM users.visit") == ROWS
     assert protected.one("SELECT count(*) FROM users.empty") == 0
     assert protected.one("SELECT count(*) FROM logs.record") == 1
+    assert protected.one("SELECT count(*) FROM users.data_key") == 0
+    assert protected.one("SELECT purged::text::bigint > 0 FROM users.change_horizon")
     protected.run("INSERT INTO users.person (name) VALUES ('next')")
     assert protected.one("SELECT max(id) FROM users.person") > last  # type: ignore[operator]
     protected.run("ALTER TABLE users.person ADD COLUMN age int")

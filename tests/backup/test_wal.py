@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kronos_db.backup import fetch
 from kronos_db.backup.directory import Directory
 from kronos_db.backup.model import ArchiveGapError, BackupDamagedError, BackupKeyError, Gap, Lsn
 from kronos_db.backup.vault import Vault
@@ -106,3 +107,25 @@ def test_another_master_key_does_not_begin_an_archive_of_its_own_in_the_same_pla
     other = Vault(Directory(tmp_path / "backups"), FileMasterKeys(tmp_path / "other.key"))
     with pytest.raises(BackupKeyError):
         WalArchive(other, 7).usable_key()
+
+
+def test_the_restore_command_tells_the_end_of_the_archive_from_everything_else(
+    archive: WalArchive, tmp_path: Path
+) -> None:
+    """PostgreSQL takes 1 for the end of the history, and ends for codes above 125."""
+    put(archive, 0, SIZE)
+    archive.put_history(archive.usable_key(), 2, b"1\t0/50\tno reason\n")
+
+    def fetched(name: str) -> int:
+        arguments = [str(tmp_path / "backups"), str(tmp_path / "master.key"), "7", str(SIZE), name]
+        return fetch.main([*arguments, str(tmp_path / "fetched")])
+
+    assert fetched(segment_name(1, 0, SIZE)) == 0
+    assert (tmp_path / "fetched").read_bytes() == archive.segment(1, Lsn(0), SIZE)
+    assert fetched("00000002.history") == 0
+    assert fetched("00000003.history") == 1
+    assert fetched(segment_name(1, SIZE, SIZE)) == 1
+    put(archive, 2 * SIZE, 3 * SIZE)
+    assert fetched(segment_name(1, SIZE, SIZE)) > 125
+    (tmp_path / "master.key").unlink()
+    assert fetched(segment_name(1, 0, SIZE)) > 125
