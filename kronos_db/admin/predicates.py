@@ -1,0 +1,431 @@
+"""Finds in the text of a statement by what it looks for rows of each table: conditions, join keys, order.
+
+A statement is read as it was written or as pg_stat_statements normalised it. Only what an index can certainly serve is
+found: conditions that all must hold, on a column alone or on an expression of one that never changes its mind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import pglast
+from pglast import ast
+from pglast.enums import A_Expr_Kind, BoolExprType, JoinType, NullTestType, SetOperation, SortByDir, SortByNulls
+from pglast.stream import RawStream
+
+# Functions of one column that an index may hold: they give the same for ever, whatever the settings.
+_IMMUTABLE = frozenset({"lower", "upper", "md5", "length", "abs", "btrim", "char_length"})
+_AGGREGATES = frozenset(
+    {"count", "sum", "avg", "min", "max", "bool_and", "bool_or", "array_agg", "string_agg", "json_agg", "jsonb_agg"}
+)
+_RANGES = frozenset({"<", "<=", ">", ">="})
+_CONTAINS = frozenset({"@>", "&&", "?", "?|", "?&", "@@", "@?"})
+
+
+class Test(Enum):
+    """How a condition tests its key."""
+
+    EQUAL = "="
+    RANGE = "<"
+    CONTAINS = "@>"
+    # True of all rows that an index with this condition would hold.
+    FIXED = "fixed"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition on one table. `key` is a column or an expression as SQL; `columns` are what it reads.
+
+    `operator` is that of CONTAINS; `joins` names table alias and column of the other side of an equality.
+    `value` is the text of a FIXED condition's comparison, None where there is nothing to compare.
+    """
+
+    key: str
+    test: Test
+    columns: tuple[str, ...]
+    operator: str = ""
+    joins: tuple[str, str] | None = None
+    expression: bool = False
+    sql: str = ""
+    both_sides: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One key of an ORDER BY."""
+
+    key: str
+    descending: bool = False
+
+
+@dataclass(slots=True)
+class Access:
+    """One mention of a table in a statement. `reads`: the columns that are needed of it, None for all.
+
+    `opaque`: something beyond the conditions decides what is found (an OR, an expression).
+    `alone`: nothing else is read beside it; `aggregates`: rows are folded, so that fewer come out than are found.
+    """
+
+    alias: str
+    table: str
+    conditions: list[Condition] = field(default_factory=list)
+    order: tuple[Order, ...] = ()
+    limited: bool = False
+    reads: frozenset[str] | None = None
+    opaque: bool = False
+    alone: bool = False
+    aggregates: bool = False
+    outer: bool = False
+
+
+Columns = Mapping[str, Sequence[str]]
+
+
+def accesses(text: str, schema: str, columns: Columns) -> list[list[Access]]:
+    """Return what a statement reads, for each of its queries; nothing when it cannot be parsed.
+
+    `columns` are those of each table of `schema`.
+    """
+    try:
+        parsed = pglast.parse_sql(text)
+    except pglast.parser.ParseError:
+        return []
+    found: list[list[Access]] = []
+    for raw in parsed or ():
+        _Reader(schema, columns, found).read(raw.stmt, {})
+    return found
+
+
+class _Reader:
+    """Reads one statement, queries within queries included."""
+
+    def __init__(self, schema: str, columns: Columns, found: list[list[Access]]) -> None:
+        self._schema = schema
+        self._columns = columns
+        self._found = found
+
+    def read(self, node: Any, around: Mapping[str, Access]) -> None:
+        """Read a query whose surroundings know the accesses `around`."""
+        if isinstance(node, ast.SelectStmt) and node.op != SetOperation.SETOP_NONE:
+            self.read(node.larg, around)
+            self.read(node.rarg, around)
+            self._read_ctes(node, around)
+            return
+        if isinstance(node, ast.ExplainStmt):
+            self.read(node.query, around)
+            return
+        if not isinstance(node, ast.SelectStmt | ast.UpdateStmt | ast.DeleteStmt | ast.InsertStmt):
+            return
+        self._read_ctes(node, around)
+        if isinstance(node, ast.InsertStmt):
+            if node.selectStmt is not None:
+                self.read(node.selectStmt, around)
+            return
+        self._read_query(node, around)
+
+    def _read_ctes(self, node: Any, around: Mapping[str, Access]) -> None:
+        if node.withClause is not None:
+            for cte in node.withClause.ctes:
+                self.read(cte.ctequery, around)
+
+    def _read_query(self, node: Any, around: Mapping[str, Access]) -> None:
+        scope: dict[str, Access] = {}
+        quals: list[Any] = []
+        others = 0
+        hidden = _cte_names(node)
+        froms = list((node.fromClause if isinstance(node, ast.SelectStmt) else _extra_from(node)) or ())
+        if not isinstance(node, ast.SelectStmt):
+            froms.insert(0, node.relation)
+        for item in froms:
+            others += self._read_from(item, scope, quals, hidden, around, outer=False)
+        if node.whereClause is not None:
+            quals.extend(_conjuncts(node.whereClause))
+        known = {**around, **scope}
+        for qual in quals:
+            self._read_qual(qual, scope, known)
+        if isinstance(node, ast.SelectStmt):
+            self._read_output(node, scope, others)
+        for part in _subqueries(node, froms):
+            self.read(part, known)
+        if scope:
+            self._found.append(list(scope.values()))
+
+    def _read_from(
+        self,
+        item: Any,
+        scope: dict[str, Access],
+        quals: list[Any],
+        hidden: frozenset[str],
+        around: Mapping[str, Access],
+        *,
+        outer: bool,
+    ) -> int:
+        """Take in one item of FROM; return how many sources it has that are no tables of ours."""
+        if isinstance(item, ast.RangeVar):
+            ours = item.schemaname in {None, self._schema} and item.relname in self._columns
+            if not ours or (item.schemaname is None and item.relname in hidden):
+                return 1
+            alias = item.alias.aliasname if item.alias is not None else item.relname
+            scope[alias] = Access(alias, item.relname, outer=outer)
+            return 0
+        if isinstance(item, ast.JoinExpr):
+            left = outer or item.jointype in {JoinType.JOIN_RIGHT, JoinType.JOIN_FULL}
+            right = outer or item.jointype in {JoinType.JOIN_LEFT, JoinType.JOIN_FULL}
+            before = set(scope)
+            count = self._read_from(item.larg, scope, quals, hidden, around, outer=left)
+            middle = set(scope) - before
+            count += self._read_from(item.rarg, scope, quals, hidden, around, outer=right)
+            if item.quals is not None:
+                quals.extend(_conjuncts(item.quals))
+            for name in item.usingClause or ():
+                self._join_using(name.sval, scope, middle, set(scope) - before - middle)
+            return count
+        if isinstance(item, ast.RangeSubselect):
+            self.read(item.subquery, {**around, **scope})
+        return 1
+
+    def _join_using(self, name: str, scope: Mapping[str, Access], left: set[str], right: set[str]) -> None:
+        for mine, theirs in ((left, right), (right, left)):
+            for alias in mine:
+                if name not in self._columns[scope[alias].table]:
+                    continue
+                other = next((a for a in theirs if name in self._columns[scope[a].table]), None)
+                if other is not None:
+                    scope[alias].conditions.append(Condition(name, Test.EQUAL, (name,), joins=(other, name)))
+
+    def _read_qual(self, qual: Any, scope: Mapping[str, Access], known: Mapping[str, Access]) -> None:
+        touched = self._touched(qual, known)
+        mine = [alias for alias in touched if alias in scope]
+        for alias in mine:
+            condition = self._condition(qual, alias, known)
+            if condition is not None:
+                _add(scope[alias], condition)
+            elif len(touched) == 1:
+                scope[alias].opaque = True
+
+    def _condition(self, qual: Any, alias: str, known: Mapping[str, Access]) -> Condition | None:
+        """Return what `qual` says of one table, when an index can serve it."""
+        if isinstance(qual, ast.NullTest):
+            return self._null_test(qual, alias, known)
+        negated = isinstance(qual, ast.BoolExpr) and qual.boolop == BoolExprType.NOT_EXPR
+        bare = qual.args[0] if negated else qual
+        if isinstance(bare, ast.ColumnRef):
+            name = self._column_of(bare, alias, known)
+            return name and Condition(name, Test.FIXED, (name,), sql=f"NOT {_sql(name)}" if negated else _sql(name))
+        if isinstance(qual, ast.SubLink):
+            return self._in_query(qual, alias, known)
+        return self._comparison(qual, alias, known) if isinstance(qual, ast.A_Expr) else None
+
+    def _null_test(self, qual: ast.NullTest, alias: str, known: Mapping[str, Access]) -> Condition | None:
+        name = self._column_of(qual.arg, alias, known)
+        if name is None:
+            return None
+        ending = "IS NULL" if qual.nulltesttype == NullTestType.IS_NULL else "IS NOT NULL"
+        return Condition(name, Test.FIXED, (name,), sql=f"{_sql(name)} {ending}")
+
+    def _in_query(self, qual: ast.SubLink, alias: str, known: Mapping[str, Access]) -> Condition | None:
+        name = self._column_of(qual.testexpr, alias, known) if qual.testexpr is not None else None
+        # How many rows the inner query gives is not known: as if it joined something.
+        return name and Condition(name, Test.EQUAL, (name,), joins=("", ""))
+
+    def _comparison(self, qual: ast.A_Expr, alias: str, known: Mapping[str, Access]) -> Condition | None:
+        operator = qual.name[-1].sval
+        left, right = qual.lexpr, qual.rexpr
+        if qual.kind in {A_Expr_Kind.AEXPR_IN, A_Expr_Kind.AEXPR_OP_ANY}:
+            if operator != "=" or alias in self._touched(right, known):
+                return None
+            return self._keyed(left, alias, known, Test.EQUAL, "=", None)
+        if qual.kind in {A_Expr_Kind.AEXPR_BETWEEN, A_Expr_Kind.AEXPR_BETWEEN_SYM}:
+            return self._keyed(left, alias, known, Test.RANGE, "<", None, both_sides=True)
+        if qual.kind != A_Expr_Kind.AEXPR_OP or left is None:
+            return None
+        for mine, other, turned in ((left, right, False), (right, left, True)):
+            if alias in self._touched(other, known) or alias not in self._touched(mine, known):
+                continue
+            if operator == "=":
+                return self._keyed(mine, alias, known, Test.EQUAL, "=", other)
+            if operator in _RANGES:
+                return self._keyed(mine, alias, known, Test.RANGE, operator, other)
+            if operator in _CONTAINS and not turned:
+                return self._keyed(mine, alias, known, Test.CONTAINS, operator, other)
+        return None
+
+    def _keyed(
+        self,
+        mine: Any,
+        alias: str,
+        known: Mapping[str, Access],
+        test: Test,
+        operator: str,
+        other: Any,
+        *,
+        both_sides: bool = False,
+    ) -> Condition | None:
+        if isinstance(mine, ast.RowExpr):
+            # The order of rows is that of an index on their columns.
+            names = [self._column_of(part, alias, known) for part in mine.args]
+            if test is not Test.RANGE or not all(names):
+                return None
+            columns = tuple(name for name in names if name)
+            return Condition(columns[0], test, columns, operator)
+        name = self._column_of(mine, alias, known)
+        if name is not None:
+            literal = _literal(other) if test is Test.EQUAL else None
+            sql = f"{_sql(name)} = {literal}" if literal is not None else ""
+            return Condition(
+                name, test, (name,), operator, self._joined(other, alias, known), sql=sql, both_sides=both_sides
+            )
+        expression = self._expression(mine, alias, known)
+        if expression is None or test is Test.CONTAINS:
+            return None
+        key, columns = expression
+        return Condition(key, test, columns, operator, expression=True)
+
+    def _joined(self, other: Any, alias: str, known: Mapping[str, Access]) -> tuple[str, str] | None:
+        """Return where the other side of an equality comes from, when it is of another table."""
+        found = [(other_alias, name) for other_alias, name in self._references(other, known) if other_alias != alias]
+        return found[0] if found else None
+
+    def _expression(self, node: Any, alias: str, known: Mapping[str, Access]) -> tuple[str, tuple[str, ...]] | None:
+        """Return an expression as an index would hold it, with its columns; None when none could."""
+        if isinstance(node, ast.FuncCall):
+            names = [part.sval for part in node.funcname]
+            if names[-1] not in _IMMUTABLE or len(node.args or ()) != 1 or len(names) > 2:  # noqa: PLR2004 - schema, name
+                return None
+            inner = self._column_of(node.args[0], alias, known)
+            return inner and (f"{names[-1]}({_sql(inner)})", (inner,))
+        if isinstance(node, ast.A_Expr) and node.kind == A_Expr_Kind.AEXPR_OP and node.name[-1].sval == "->>":
+            inner, literal = self._column_of(node.lexpr, alias, known), _literal(node.rexpr)
+            # pg_stat_statements puts a parameter in the key's place: then it is not known which one.
+            return (f"({_sql(inner)} ->> {literal})", (inner,)) if inner and literal else None
+        return None
+
+    def _column_of(self, node: Any, alias: str, known: Mapping[str, Access]) -> str | None:
+        if not isinstance(node, ast.ColumnRef):
+            return None
+        found = self._resolve(node, known)
+        return found[1] if found is not None and found[0] == alias else None
+
+    def _resolve(self, node: ast.ColumnRef, known: Mapping[str, Access]) -> tuple[str, str] | None:
+        parts = [part.sval for part in node.fields if isinstance(part, ast.String)]
+        if len(parts) != len(node.fields):
+            return None
+        name = parts[-1]
+        if len(parts) > 1:
+            return (parts[-2], name) if parts[-2] in known else None
+        owners = [alias for alias, access in known.items() if name in self._columns[access.table]]
+        # The innermost comes last.
+        return (owners[-1], name) if owners else None
+
+    def _references(self, node: Any, known: Mapping[str, Access]) -> Iterator[tuple[str, str]]:
+        for reference in _walk(node, lambda found: isinstance(found, ast.ColumnRef)):
+            found = self._resolve(reference, known)
+            if found is not None:
+                yield found
+
+    def _touched(self, node: Any, known: Mapping[str, Access]) -> set[str]:
+        return {alias for alias, _name in self._references(node, known)}
+
+    def _read_output(self, node: ast.SelectStmt, scope: Mapping[str, Access], others: int) -> None:
+        aggregates = node.groupClause is not None or _aggregates(node.targetList)
+        for access in scope.values():
+            access.alone = len(scope) == 1 and not others
+            access.aggregates = aggregates or node.distinctClause is not None
+            access.limited = node.limitCount is not None
+        if len(scope) != 1 or others:
+            return
+        (access,) = scope.values()
+        access.order = () if access.aggregates else self._order(node, access, scope)
+        if not any(_walk(node.targetList, lambda found: isinstance(found, ast.A_Star))):
+            access.reads = frozenset(name for _alias, name in self._references(node, scope))
+
+    def _order(self, node: ast.SelectStmt, access: Access, scope: Mapping[str, Access]) -> tuple[Order, ...]:
+        keys = []
+        for sort in node.sortClause or ():
+            name = self._column_of(sort.node, access.alias, scope)
+            if name is None or sort.sortby_nulls != SortByNulls.SORTBY_NULLS_DEFAULT:
+                return ()
+            keys.append(Order(name, sort.sortby_dir == SortByDir.SORTBY_DESC))
+        return tuple(keys)
+
+
+def _add(access: Access, condition: Condition) -> None:
+    """Take a condition in; a lower and an upper bound of the same key become one."""
+    for place, known in enumerate(access.conditions):
+        if known == condition:
+            return
+        if known.test is condition.test is Test.RANGE and known.key == condition.key:
+            opposite = known.operator[:1] != condition.operator[:1]
+            access.conditions[place] = Condition(
+                known.key, Test.RANGE, known.columns, "<", None, known.expression, "", known.both_sides or opposite
+            )
+            return
+    access.conditions.append(condition)
+
+
+def _conjuncts(node: Any) -> Iterator[Any]:
+    if isinstance(node, ast.BoolExpr) and node.boolop == BoolExprType.AND_EXPR:
+        for part in node.args:
+            yield from _conjuncts(part)
+    else:
+        yield node
+
+
+def _extra_from(node: Any) -> Any:
+    return node.fromClause if isinstance(node, ast.UpdateStmt) else node.usingClause
+
+
+def _cte_names(node: Any) -> frozenset[str]:
+    clause = node.withClause
+    return frozenset(cte.ctename for cte in clause.ctes) if clause is not None else frozenset()
+
+
+def _subqueries(node: Any, froms: Sequence[Any]) -> Iterator[Any]:
+    """Yield the queries in conditions, outputs and join conditions; those in FROM were read with it."""
+    parts = [node.whereClause, node.targetList, getattr(node, "havingClause", None)]
+    parts += [join.quals for item in froms for join in _walk(item, lambda found: isinstance(found, ast.JoinExpr))]
+    for part in parts:
+        for link in _walk(part, lambda found: isinstance(found, ast.SubLink)):
+            yield link.subselect
+
+
+def _aggregates(targets: Any) -> bool:
+    calls = _walk(targets, lambda found: isinstance(found, ast.FuncCall))
+    return any(call.over is None and call.funcname[-1].sval in _AGGREGATES for call in calls)
+
+
+def _walk(node: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
+    """Yield the nodes that are `wanted` below `node`, not those in queries within it."""
+    if node is None:
+        return
+    if isinstance(node, tuple | list):
+        for part in node:
+            yield from _walk(part, wanted)
+        return
+    if not isinstance(node, ast.Node):
+        return
+    if wanted(node):
+        yield node
+    if isinstance(node, ast.SelectStmt) and not isinstance(node, ast.RawStmt):
+        parts: Sequence[str] = ("targetList", "whereClause", "sortClause", "groupClause", "havingClause")
+    else:
+        parts = [name for name in node if name != "subselect"]
+    for name in parts:
+        yield from _walk(getattr(node, name), wanted)
+
+
+def _literal(node: Any) -> str | None:
+    """Return a constant as SQL, None for anything else and for NULL."""
+    if isinstance(node, ast.TypeCast):
+        node = node.arg
+    if not isinstance(node, ast.A_Const) or node.isnull:
+        return None
+    text: str = RawStream()(node)
+    return text
+
+
+def _sql(name: str) -> str:
+    return name if name.isidentifier() and name.islower() else '"' + name.replace('"', '""') + '"'
