@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from kronos.admin.v1 import admin_pb2_grpc
 from kronos.cache.v1 import cache_pb2_grpc
 from kronos.logs.v1 import logs_pb2_grpc
 from kronos.messages.v1 import messages_pb2_grpc
@@ -15,6 +16,10 @@ from kronos.users.v1 import users_pb2_grpc
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from kronos_db.admin.audit import HashChain
+from kronos_db.admin.audit_store import AuditStore
+from kronos_db.admin.model import ERRORS as ADMIN_ERRORS
+from kronos_db.admin.service import AdminService
 from kronos_db.cache import upkeep as cache_upkeep
 from kronos_db.cache.counting import Counts
 from kronos_db.cache.leasing import Leases
@@ -101,6 +106,7 @@ SERVICES = {
     "routes": "kronos.routes.v1.RoutesService",
     "messages": "kronos.messages.v1.MessagesService",
     "cache": "kronos.cache.v1.CacheService",
+    "admin": "kronos.admin.v1.AdminService",
 }
 # Services of other contracts that a domain of ours serves.
 ADOPTED = (OTLP_LOGS,)
@@ -113,6 +119,7 @@ ERRORS = ErrorTable(
     ROUTES_ERRORS,
     MESSAGES_ERRORS,
     CACHE_ERRORS,
+    ADMIN_ERRORS,
 )
 # Seconds for which a domain keeps its changes for those who watch, where it is not as long as the others.
 _CHANGES_KEPT = {"cache": cache_upkeep.CHANGES_KEPT}
@@ -162,6 +169,7 @@ class Domains:
         self._routes = self._new_routes(parts["routes"], access, Identities(self._tokens.introspection))
         self._messages = self._new_messages(parts["messages"])
         self._cache = self._new_cache(parts["cache"])
+        self._admin = self._new_admin(parts["admin"])
         watch_background(process.registry, self._background, OUTCOMES)
 
     def register(self, registrar: Any) -> None:
@@ -175,6 +183,7 @@ class Domains:
         routes_pb2_grpc.add_RoutesServiceServicer_to_server(self._routes, registrar)
         messages_pb2_grpc.add_MessagesServiceServicer_to_server(self._messages, registrar)
         cache_pb2_grpc.add_CacheServiceServicer_to_server(self._cache, registrar)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(self._admin, registrar)
 
     def start(self) -> None:
         """Begin what goes on beside calls."""
@@ -278,6 +287,18 @@ class Domains:
             Leases(parts.ring.subkey("lease")),
             parts.page_tokens,
             parts.feed,
+        )
+
+    def _new_admin(self, parts: Parts) -> AdminService:
+        chain = HashChain(parts.ring.subkey("audit log"))
+        return AdminService(
+            parts.page_tokens,
+            # Status.
+            # Query.
+            # Statements.
+            # Indexes.
+            audit=(AuditStore(parts.database, chain), chain),
+            # Backups.
         )
 
 

@@ -25,9 +25,11 @@ from kronos_db.runtime.database.pool import Pool, PoolLimits
 from kronos_db.runtime.errors import OverloadedError, UnavailableError
 
 # The domains that have code: their migrations stand in the folder of the same name.
-SERVED: Sequence[str] = ("users", "tokens", "logs", "routes", "messages", "cache")
+SERVED: Sequence[str] = ("users", "tokens", "logs", "routes", "messages", "cache", "admin")
 # Settings of a domain's role. Queues are empty now and full then, and a plan made for an empty table stays.
 _ROLE_SETTINGS: Mapping[str, Mapping[str, str]] = {"messages": {"enable_seqscan": "off"}}
+# Tables of a domain whose rows its role may add and read alone.
+_APPEND_ONLY: Mapping[str, Sequence[str]] = {"admin": ("audit_events",)}
 _MINIMUM_SECRET = 32
 # Seconds that the server may be silent beyond the time that a statement may take.
 _SILENCE_MARGIN = 5.0
@@ -117,7 +119,8 @@ def _migrator(settings: Settings, domain: str) -> Migrator:
     direct = settings.domain_direct_dsn(domain)
     if direct is None:
         raise SettingsError("KRONOS_DB_POSTGRES_DIRECT_DSN or KRONOS_DB_POSTGRES_DSN is required to migrate.")
-    return Migrator(domain, direct, _chain(domain), role, settings.statement_timeout)
+    append_only = _APPEND_ONLY.get(domain, ())
+    return Migrator(domain, direct, _chain(domain), role, settings.statement_timeout, append_only=append_only)
 
 
 def _access(settings: Settings, domain: str) -> tuple[str, Role]:

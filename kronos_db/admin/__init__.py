@@ -1,0 +1,1 @@
+"""The domain of operators: status, restricted SQL, slow queries, indexes, backups, and the audit log."""

@@ -129,13 +129,22 @@ class Migrator:
     """Applies the chain of one domain and gives its login role its rights."""
 
     def __init__(
-        self, domain: str, direct_dsn: str, known: Sequence[Migration], role: Role, statement_timeout: float
+        self,
+        domain: str,
+        direct_dsn: str,
+        known: Sequence[Migration],
+        role: Role,
+        statement_timeout: float,
+        *,
+        append_only: Sequence[str] = (),
     ) -> None:
         self.domain = domain
         self.known = known
         self._dsn = direct_dsn
         self._role = role
         self._statement_timeout = statement_timeout
+        # Tables whose rows the role may add and read, and nothing else.
+        self._append_only = append_only
 
     def applied(self) -> list[Applied]:
         """Return what the database remembers, oldest first; nothing when the domain has no schema yet."""
@@ -265,3 +274,6 @@ class Migrator:
                 "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {role}",
             ):
                 connection.execute(sql.SQL(text).format(**names))
+            for table in self._append_only:
+                text = "REVOKE UPDATE, DELETE ON {schema}.{table} FROM {role}"
+                connection.execute(sql.SQL(text).format(**names, table=sql.Identifier(table)))

@@ -1,0 +1,40 @@
+"""AdminService: the handlers of all groups."""
+
+from __future__ import annotations
+
+from kronos.admin.v1.admin_pb2_grpc import AdminServiceServicer
+
+from kronos_db.admin.audit import HashChain
+from kronos_db.admin.audit_service import AuditHandlers
+from kronos_db.admin.audit_store import AuditStore
+from kronos_db.runtime.paging import PageTokens
+
+
+class AdminService(
+    # Status.
+    # Query.
+    # Statements.
+    # Indexes.
+    AuditHandlers,
+    # Backups.
+    AdminServiceServicer,
+):
+    """The handlers of the contract `kronos.admin.v1`, each group in the module of its base."""
+
+    def __init__(
+        self,
+        page_tokens: PageTokens,
+        *,
+        # Status.
+        # Query.
+        # Statements.
+        # Indexes.
+        audit: tuple[AuditStore, HashChain],
+        # Backups.
+    ) -> None:
+        # Status.
+        # Query.
+        # Statements.
+        # Indexes.
+        AuditHandlers.__init__(self, *audit, page_tokens)
+        # Backups.
