@@ -71,6 +71,11 @@ def listening_dsns(settings: Settings, domains: Iterable[str]) -> dict[str, str]
     }
 
 
+def observing_dsns(settings: Settings) -> dict[str, str]:
+    """Return for each domain how its own role reaches its database straight, to see what goes on there."""
+    return {domain: _listening_dsn(settings, domain) for domain in SERVED}
+
+
 def _listening_dsn(settings: Settings, domain: str) -> str:
     dsn, role = _access(settings, domain)
     direct = settings.domain_direct_dsn(domain)

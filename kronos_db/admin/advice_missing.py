@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from kronos_db.admin.predicates import Access, Condition, Order, Test, accesses
 # What the indexes that we make are called by: so they are told from those of the migrations.
 PREFIX = "kronos_adv"
 _LONGEST_NAME = 63
+_MARK = 6
 # A key more is of use only while so many rows are left to be looked at.
 _ENOUGH = 10.0
 _MOST_KEYS = 4
@@ -354,9 +356,9 @@ class _Judge:
         if index.predicate:
             if not _implied(index.predicate, self._predicates()):
                 return 1.0
-            partial = math.prod(
-                _share(self._table, each) for each in self._access.conditions if each.test is Test.FIXED
-            )
+            held = {_bare(part) for part in index.predicate.split(" AND ")}
+            implying = [each for each in self._access.conditions if each.sql and _bare(each.sql) in held]
+            partial = math.prod(_share(self._table, each) for each in implying)
         known = {each.key: each for each in self._access.conditions if each.test is Test.EQUAL and self._usable(each)}
         matched = []
         for key in index.keys:
@@ -465,7 +467,7 @@ def _pays(wanted: _Wanted, limits: Limits) -> bool:
 
 def _advice(facts: Facts, wanted: _Wanted) -> Advice:
     candidate, table = wanted.candidate, wanted.candidate.table
-    name = _name(candidate, {index.name for index in facts.indexes})
+    name = _name(candidate)
     keys = ", ".join(_rendered(key, table) for key in candidate.keys)
     included = f" INCLUDE ({', '.join(quoted(each) for each in candidate.included)})" if candidate.included else ""
     where = f" WHERE {candidate.predicate}" if candidate.predicate else ""
@@ -499,10 +501,9 @@ def _rendered(key: str, table: Table) -> str:
     return key
 
 
-def _name(candidate: _Candidate, taken: set[str]) -> str:
+def _name(candidate: _Candidate) -> str:
+    """Return a name that says what the index is, and is the same for the same index alone."""
     words = "_".join("".join(c if c.isalnum() else "_" for c in key).strip("_") for key in candidate.keys)
-    base = f"{PREFIX}_{candidate.table.name}_{words}".lower()[: _LONGEST_NAME - 9]
-    name, number = base, 2
-    while name in taken:
-        name, number = f"{base}_{number}", number + 1
-    return name
+    what = (candidate.shape, candidate.keys, candidate.included)
+    mark = hashlib.sha256(repr(what).encode()).hexdigest()[:_MARK]
+    return f"{PREFIX}_{candidate.table.name}_{words}".lower()[: _LONGEST_NAME - _MARK - 1] + f"_{mark}"

@@ -385,7 +385,7 @@ def _cte_names(node: Any) -> frozenset[str]:
 
 def _subqueries(node: Any, froms: Sequence[Any]) -> Iterator[Any]:
     """Yield the queries in conditions, outputs and join conditions; those in FROM were read with it."""
-    parts = [node.whereClause, node.targetList, getattr(node, "havingClause", None)]
+    parts = [node.whereClause, getattr(node, "targetList", None), getattr(node, "havingClause", None)]
     parts += [join.quals for item in froms for join in _walk(item, lambda found: isinstance(found, ast.JoinExpr))]
     for part in parts:
         for link in _walk(part, lambda found: isinstance(found, ast.SubLink)):
