@@ -183,7 +183,7 @@ class Advice:
     @property
     def id(self) -> str:
         """The same as long as the same is advised: a hash of what would be done."""
-        text = "\0".join((self.kind.name, self.domain, self.statement))
+        text = f"{self.kind.name}\0{self.domain}\0{self.statement}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

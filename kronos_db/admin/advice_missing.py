@@ -80,7 +80,7 @@ def _candidates(facts: Facts, query: Sequence[Access], statement: Statement, lim
         indexes = [index for index in facts.indexes if index.table == access.table and index.valid]
         if table.rows < limits.rows:
             continue
-        found = _Judge(table, indexes, access, arriving, statement, limits).candidate()
+        found = _Judge(table, indexes, access, arriving=arriving, statement=statement, limits=limits).candidate()
         if found is not None:
             yield found
 
@@ -146,6 +146,7 @@ class _Judge:
         table: Table,
         indexes: Sequence[Index],
         access: Access,
+        *,
         arriving: Mapping[str, float],
         statement: Statement,
         limits: Limits,
@@ -166,7 +167,7 @@ class _Judge:
 
     def _equalities(self) -> list[Condition]:
         """Return the equalities that hold one table's rows against something known by then, best first."""
-        found = []
+        found: list[Condition] = []
         for each in self._access.conditions:
             if each.test is not Test.EQUAL or self._is_fixed(each):
                 continue

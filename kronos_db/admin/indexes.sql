@@ -135,3 +135,95 @@ CROSS JOIN LATERAL (
 WHERE relation.relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s)
     AND relation.relkind IN ('r', 'p')
 ORDER BY relation.relname, class.relname;
+
+-- name: lock
+-- Takes the lock under which indexes are changed, one at a time in the whole fleet; it goes with the connection.
+SELECT pg_catalog.pg_try_advisory_lock(27506, 1);
+
+-- name: owns
+-- Whether this role may change the indexes of a table; no row when the table is not there.
+SELECT pg_catalog.pg_has_role(relowner, 'USAGE')
+FROM pg_catalog.pg_class
+WHERE relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s) AND relname = %(table)s;
+
+-- name: progress
+-- How far the build of an index is that a session runs: phase, share that is done of it, and for how many it waits.
+SELECT
+    phase,
+    CASE
+        WHEN blocks_total > 0 THEN blocks_done::float8 / blocks_total
+        WHEN tuples_total > 0 THEN tuples_done::float8 / tuples_total
+        ELSE 0
+    END,
+    greatest(lockers_total - lockers_done, 0)::int
+FROM pg_catalog.pg_stat_progress_create_index
+WHERE pid = %(pid)s;
+
+-- name: found
+-- The indexes of a table that have the name of one, or that which REINDEX gives it for the time of its work, with
+-- whether they are valid; and whether somebody builds or drops an index of the table.
+SELECT
+    relation.relname::text,
+    index.indisvalid AND index.indisready,
+    EXISTS (
+        SELECT
+        FROM pg_catalog.pg_locks AS lock
+        WHERE lock.relation = index.indrelid AND lock.mode IN ('ShareUpdateExclusiveLock', 'ShareLock')
+            AND lock.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+    )
+FROM pg_catalog.pg_index AS index
+JOIN pg_catalog.pg_class AS relation ON relation.oid = index.indexrelid
+WHERE relation.relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s)
+    AND (
+        relation.relname = %(index)s
+        OR (
+            relation.relname ~ '_cc(new|old)[0-9]*$'
+            -- Long names are cut to make room for the ending.
+            AND regexp_replace(relation.relname, '_cc(new|old)[0-9]*$', '') IN (
+                left(%(index)s, 57), left(%(index)s, 56)
+            )
+        )
+    );
+
+-- name: begin_change
+-- Notes that a change begins.
+INSERT INTO admin.index_changes (
+    id, advice_id, kind, domain, table_name, index_name, statement, undo, caller, before
+) VALUES (
+    %(id)s, %(advice_id)s, %(kind)s, %(domain)s, %(table)s, %(index)s, %(statement)s, %(undo)s, %(caller)s,
+    %(before)s::jsonb
+)
+ON CONFLICT (id) DO NOTHING;
+
+-- name: end_change
+-- Notes how a change stands now.
+UPDATE admin.index_changes
+SET state = %(state)s, detail = %(detail)s, update_time = clock_timestamp()
+WHERE id = %(id)s;
+
+-- fragment: change
+-- What makes a Change, in the order of its fields.
+id::text, advice_id, kind, domain, table_name, index_name, statement, undo, caller, state, detail, before::text,
+create_time, update_time
+
+-- name: get_change
+-- One change.
+SELECT {change}
+FROM admin.index_changes
+WHERE id = %(id)s;
+
+-- name: changes_in
+-- The oldest changes in a state.
+SELECT {change}
+FROM admin.index_changes
+WHERE state = %(state)s
+ORDER BY create_time
+LIMIT 100;
+
+-- name: list_changes
+-- A page of changes, the newest first.
+SELECT {change}
+FROM admin.index_changes
+WHERE %(after)s::timestamptz IS NULL OR (create_time, id) < (%(after)s, %(after_id)s::uuid)
+ORDER BY create_time DESC, id DESC
+LIMIT %(limit)s;

@@ -7,9 +7,9 @@ found: conditions that all must hold, on a column alone or on an expression of o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import pglast
 from pglast import ast
@@ -99,6 +99,13 @@ def accesses(text: str, schema: str, columns: Columns) -> list[list[Access]]:
     return found
 
 
+class _At(NamedTuple):
+    """The table that a condition is read for, among those that are known where it stands."""
+
+    alias: str
+    known: Mapping[str, Access]
+
+
 class _Reader:
     """Reads one statement, queries within queries included."""
 
@@ -109,18 +116,18 @@ class _Reader:
 
     def read(self, node: Any, around: Mapping[str, Access]) -> None:
         """Read a query whose surroundings know the accesses `around`."""
-        if isinstance(node, ast.SelectStmt) and node.op != SetOperation.SETOP_NONE:
+        if _is(node, ast.SelectStmt) and node.op != SetOperation.SETOP_NONE:
             self.read(node.larg, around)
             self.read(node.rarg, around)
             self._read_ctes(node, around)
             return
-        if isinstance(node, ast.ExplainStmt):
+        if _is(node, ast.ExplainStmt):
             self.read(node.query, around)
             return
-        if not isinstance(node, ast.SelectStmt | ast.UpdateStmt | ast.DeleteStmt | ast.InsertStmt):
+        if not _is(node, ast.SelectStmt, ast.UpdateStmt, ast.DeleteStmt, ast.InsertStmt):
             return
         self._read_ctes(node, around)
-        if isinstance(node, ast.InsertStmt):
+        if _is(node, ast.InsertStmt):
             if node.selectStmt is not None:
                 self.read(node.selectStmt, around)
             return
@@ -136,8 +143,8 @@ class _Reader:
         quals: list[Any] = []
         others = 0
         hidden = _cte_names(node)
-        froms = list((node.fromClause if isinstance(node, ast.SelectStmt) else _extra_from(node)) or ())
-        if not isinstance(node, ast.SelectStmt):
+        froms = list((node.fromClause if _is(node, ast.SelectStmt) else _extra_from(node)) or ())
+        if not _is(node, ast.SelectStmt):
             froms.insert(0, node.relation)
         for item in froms:
             others += self._read_from(item, scope, quals, hidden, around, outer=False)
@@ -146,7 +153,7 @@ class _Reader:
         known = {**around, **scope}
         for qual in quals:
             self._read_qual(qual, scope, known)
-        if isinstance(node, ast.SelectStmt):
+        if _is(node, ast.SelectStmt):
             self._read_output(node, scope, others)
         for part in _subqueries(node, froms):
             self.read(part, known)
@@ -164,14 +171,14 @@ class _Reader:
         outer: bool,
     ) -> int:
         """Take in one item of FROM; return how many sources it has that are no tables of ours."""
-        if isinstance(item, ast.RangeVar):
+        if _is(item, ast.RangeVar):
             ours = item.schemaname in {None, self._schema} and item.relname in self._columns
             if not ours or (item.schemaname is None and item.relname in hidden):
                 return 1
             alias = item.alias.aliasname if item.alias is not None else item.relname
             scope[alias] = Access(alias, item.relname, outer=outer)
             return 0
-        if isinstance(item, ast.JoinExpr):
+        if _is(item, ast.JoinExpr):
             left = outer or item.jointype in {JoinType.JOIN_RIGHT, JoinType.JOIN_FULL}
             right = outer or item.jointype in {JoinType.JOIN_LEFT, JoinType.JOIN_FULL}
             before = set(scope)
@@ -183,7 +190,7 @@ class _Reader:
             for name in item.usingClause or ():
                 self._join_using(name.sval, scope, middle, set(scope) - before - middle)
             return count
-        if isinstance(item, ast.RangeSubselect):
+        if _is(item, ast.RangeSubselect):
             self.read(item.subquery, {**around, **scope})
         return 1
 
@@ -208,81 +215,74 @@ class _Reader:
 
     def _condition(self, qual: Any, alias: str, known: Mapping[str, Access]) -> Condition | None:
         """Return what `qual` says of one table, when an index can serve it."""
-        if isinstance(qual, ast.NullTest):
+        if _is(qual, ast.NullTest):
             return self._null_test(qual, alias, known)
-        negated = isinstance(qual, ast.BoolExpr) and qual.boolop == BoolExprType.NOT_EXPR
+        negated = _is(qual, ast.BoolExpr) and qual.boolop == BoolExprType.NOT_EXPR
         bare = qual.args[0] if negated else qual
-        if isinstance(bare, ast.ColumnRef):
+        if _is(bare, ast.ColumnRef):
             name = self._column_of(bare, alias, known)
-            return name and Condition(name, Test.FIXED, (name,), sql=f"NOT {_sql(name)}" if negated else _sql(name))
-        if isinstance(qual, ast.SubLink):
+            if name is None:
+                return None
+            return Condition(name, Test.FIXED, (name,), sql=f"NOT {_sql(name)}" if negated else _sql(name))
+        if _is(qual, ast.SubLink):
             return self._in_query(qual, alias, known)
-        return self._comparison(qual, alias, known) if isinstance(qual, ast.A_Expr) else None
+        return self._comparison(qual, _At(alias, known)) if _is(qual, ast.A_Expr) else None
 
-    def _null_test(self, qual: ast.NullTest, alias: str, known: Mapping[str, Access]) -> Condition | None:
+    def _null_test(self, qual: Any, alias: str, known: Mapping[str, Access]) -> Condition | None:
         name = self._column_of(qual.arg, alias, known)
         if name is None:
             return None
         ending = "IS NULL" if qual.nulltesttype == NullTestType.IS_NULL else "IS NOT NULL"
         return Condition(name, Test.FIXED, (name,), sql=f"{_sql(name)} {ending}")
 
-    def _in_query(self, qual: ast.SubLink, alias: str, known: Mapping[str, Access]) -> Condition | None:
+    def _in_query(self, qual: Any, alias: str, known: Mapping[str, Access]) -> Condition | None:
         name = self._column_of(qual.testexpr, alias, known) if qual.testexpr is not None else None
         # How many rows the inner query gives is not known: as if it joined something.
-        return name and Condition(name, Test.EQUAL, (name,), joins=("", ""))
+        return None if name is None else Condition(name, Test.EQUAL, (name,), joins=("", ""))
 
-    def _comparison(self, qual: ast.A_Expr, alias: str, known: Mapping[str, Access]) -> Condition | None:
-        operator = qual.name[-1].sval
-        left, right = qual.lexpr, qual.rexpr
+    def _comparison(self, qual: Any, at: _At) -> Condition | None:
+        operator: str = qual.name[-1].sval
         if qual.kind in {A_Expr_Kind.AEXPR_IN, A_Expr_Kind.AEXPR_OP_ANY}:
-            if operator != "=" or alias in self._touched(right, known):
+            if operator != "=" or at.alias in self._touched(qual.rexpr, at.known):
                 return None
-            return self._keyed(left, alias, known, Test.EQUAL, "=", None)
+            return self._keyed(qual.lexpr, at, Test.EQUAL, "=")
         if qual.kind in {A_Expr_Kind.AEXPR_BETWEEN, A_Expr_Kind.AEXPR_BETWEEN_SYM}:
-            return self._keyed(left, alias, known, Test.RANGE, "<", None, both_sides=True)
-        if qual.kind != A_Expr_Kind.AEXPR_OP or left is None:
+            found = self._keyed(qual.lexpr, at, Test.RANGE, "<")
+            return found and replace(found, both_sides=True)
+        sides = self._sides(qual, at)
+        test = _test_of(operator, turned=sides is not None and sides[0] is qual.rexpr)
+        if qual.kind != A_Expr_Kind.AEXPR_OP or sides is None or test is None:
             return None
-        for mine, other, turned in ((left, right, False), (right, left, True)):
-            if alias in self._touched(other, known) or alias not in self._touched(mine, known):
-                continue
-            if operator == "=":
-                return self._keyed(mine, alias, known, Test.EQUAL, "=", other)
-            if operator in _RANGES:
-                return self._keyed(mine, alias, known, Test.RANGE, operator, other)
-            if operator in _CONTAINS and not turned:
-                return self._keyed(mine, alias, known, Test.CONTAINS, operator, other)
-        return None
+        return self._keyed(sides[0], at, test, operator, sides[1])
 
-    def _keyed(
-        self,
-        mine: Any,
-        alias: str,
-        known: Mapping[str, Access],
-        test: Test,
-        operator: str,
-        other: Any,
-        *,
-        both_sides: bool = False,
-    ) -> Condition | None:
-        if isinstance(mine, ast.RowExpr):
-            # The order of rows is that of an index on their columns.
-            names = [self._column_of(part, alias, known) for part in mine.args]
-            if test is not Test.RANGE or not all(names):
-                return None
-            columns = tuple(name for name in names if name)
-            return Condition(columns[0], test, columns, operator)
-        name = self._column_of(mine, alias, known)
+    def _sides(self, qual: Any, at: _At) -> tuple[Any, Any] | None:
+        """Return the side of a comparison that is of the table, and the other, if only one is."""
+        left, right = (at.alias in self._touched(side, at.known) for side in (qual.lexpr, qual.rexpr))
+        if left == right:
+            return None
+        return (qual.lexpr, qual.rexpr) if left else (qual.rexpr, qual.lexpr)
+
+    def _keyed(self, mine: Any, at: _At, test: Test, operator: str, other: Any = None) -> Condition | None:
+        if _is(mine, ast.RowExpr):
+            return self._row(mine, at, operator) if test is Test.RANGE else None
+        name = self._column_of(mine, *at)
         if name is not None:
             literal = _literal(other) if test is Test.EQUAL else None
             sql = f"{_sql(name)} = {literal}" if literal is not None else ""
-            return Condition(
-                name, test, (name,), operator, self._joined(other, alias, known), sql=sql, both_sides=both_sides
-            )
-        expression = self._expression(mine, alias, known)
+            return Condition(name, test, (name,), operator, self._joined(other, *at), sql=sql)
+        expression = self._expression(mine, *at)
         if expression is None or test is Test.CONTAINS:
             return None
         key, columns = expression
         return Condition(key, test, columns, operator, expression=True)
+
+    def _row(self, mine: Any, at: _At, operator: str) -> Condition | None:
+        """Return the comparison of a row: its order is that of an index on its columns."""
+        names = [self._column_of(part, *at) for part in mine.args]
+        columns = tuple(name for name in names if name is not None)
+        if len(columns) != len(names):
+            return None
+        return Condition(columns[0], Test.RANGE, columns, operator)
 
     def _joined(self, other: Any, alias: str, known: Mapping[str, Access]) -> tuple[str, str] | None:
         """Return where the other side of an equality comes from, when it is of another table."""
@@ -291,26 +291,26 @@ class _Reader:
 
     def _expression(self, node: Any, alias: str, known: Mapping[str, Access]) -> tuple[str, tuple[str, ...]] | None:
         """Return an expression as an index would hold it, with its columns; None when none could."""
-        if isinstance(node, ast.FuncCall):
+        if _is(node, ast.FuncCall):
             names = [part.sval for part in node.funcname]
             if names[-1] not in _IMMUTABLE or len(node.args or ()) != 1 or len(names) > 2:  # noqa: PLR2004 - schema, name
                 return None
             inner = self._column_of(node.args[0], alias, known)
-            return inner and (f"{names[-1]}({_sql(inner)})", (inner,))
-        if isinstance(node, ast.A_Expr) and node.kind == A_Expr_Kind.AEXPR_OP and node.name[-1].sval == "->>":
+            return None if inner is None else (f"{names[-1]}({_sql(inner)})", (inner,))
+        if _is(node, ast.A_Expr) and node.kind == A_Expr_Kind.AEXPR_OP and node.name[-1].sval == "->>":
             inner, literal = self._column_of(node.lexpr, alias, known), _literal(node.rexpr)
             # pg_stat_statements puts a parameter in the key's place: then it is not known which one.
             return (f"({_sql(inner)} ->> {literal})", (inner,)) if inner and literal else None
         return None
 
     def _column_of(self, node: Any, alias: str, known: Mapping[str, Access]) -> str | None:
-        if not isinstance(node, ast.ColumnRef):
+        if not _is(node, ast.ColumnRef):
             return None
         found = self._resolve(node, known)
         return found[1] if found is not None and found[0] == alias else None
 
-    def _resolve(self, node: ast.ColumnRef, known: Mapping[str, Access]) -> tuple[str, str] | None:
-        parts = [part.sval for part in node.fields if isinstance(part, ast.String)]
+    def _resolve(self, node: Any, known: Mapping[str, Access]) -> tuple[str, str] | None:
+        parts = [part.sval for part in node.fields if _is(part, ast.String)]
         if len(parts) != len(node.fields):
             return None
         name = parts[-1]
@@ -321,7 +321,7 @@ class _Reader:
         return (owners[-1], name) if owners else None
 
     def _references(self, node: Any, known: Mapping[str, Access]) -> Iterator[tuple[str, str]]:
-        for reference in _walk(node, lambda found: isinstance(found, ast.ColumnRef)):
+        for reference in _walk(node, lambda found: _is(found, ast.ColumnRef)):
             found = self._resolve(reference, known)
             if found is not None:
                 yield found
@@ -329,7 +329,7 @@ class _Reader:
     def _touched(self, node: Any, known: Mapping[str, Access]) -> set[str]:
         return {alias for alias, _name in self._references(node, known)}
 
-    def _read_output(self, node: ast.SelectStmt, scope: Mapping[str, Access], others: int) -> None:
+    def _read_output(self, node: Any, scope: Mapping[str, Access], others: int) -> None:
         aggregates = node.groupClause is not None or _aggregates(node.targetList)
         for access in scope.values():
             access.alone = len(scope) == 1 and not others
@@ -339,10 +339,10 @@ class _Reader:
             return
         (access,) = scope.values()
         access.order = () if access.aggregates else self._order(node, access, scope)
-        if not any(_walk(node.targetList, lambda found: isinstance(found, ast.A_Star))):
+        if not any(_walk(node.targetList, lambda found: _is(found, ast.A_Star))):
             access.reads = frozenset(name for _alias, name in self._references(node, scope))
 
-    def _order(self, node: ast.SelectStmt, access: Access, scope: Mapping[str, Access]) -> tuple[Order, ...]:
+    def _order(self, node: Any, access: Access, scope: Mapping[str, Access]) -> tuple[Order, ...]:
         keys = []
         for sort in node.sortClause or ():
             name = self._column_of(sort.node, access.alias, scope)
@@ -350,6 +350,11 @@ class _Reader:
                 return ()
             keys.append(Order(name, sort.sortby_dir == SortByDir.SORTBY_DESC))
         return tuple(keys)
+
+
+def _is(node: Any, *kinds: type[ast.Node]) -> bool:
+    """Tell the kind of a node; its parts stay untyped, for pglast says of each that it may be absent."""
+    return isinstance(node, kinds)
 
 
 def _add(access: Access, condition: Condition) -> None:
@@ -367,7 +372,7 @@ def _add(access: Access, condition: Condition) -> None:
 
 
 def _conjuncts(node: Any) -> Iterator[Any]:
-    if isinstance(node, ast.BoolExpr) and node.boolop == BoolExprType.AND_EXPR:
+    if _is(node, ast.BoolExpr) and node.boolop == BoolExprType.AND_EXPR:
         for part in node.args:
             yield from _conjuncts(part)
     else:
@@ -375,7 +380,7 @@ def _conjuncts(node: Any) -> Iterator[Any]:
 
 
 def _extra_from(node: Any) -> Any:
-    return node.fromClause if isinstance(node, ast.UpdateStmt) else node.usingClause
+    return node.fromClause if _is(node, ast.UpdateStmt) else node.usingClause
 
 
 def _cte_names(node: Any) -> frozenset[str]:
@@ -386,14 +391,14 @@ def _cte_names(node: Any) -> frozenset[str]:
 def _subqueries(node: Any, froms: Sequence[Any]) -> Iterator[Any]:
     """Yield the queries in conditions, outputs and join conditions; those in FROM were read with it."""
     parts = [node.whereClause, getattr(node, "targetList", None), getattr(node, "havingClause", None)]
-    parts += [join.quals for item in froms for join in _walk(item, lambda found: isinstance(found, ast.JoinExpr))]
+    parts += [join.quals for item in froms for join in _walk(item, lambda found: _is(found, ast.JoinExpr))]
     for part in parts:
-        for link in _walk(part, lambda found: isinstance(found, ast.SubLink)):
+        for link in _walk(part, lambda found: _is(found, ast.SubLink)):
             yield link.subselect
 
 
 def _aggregates(targets: Any) -> bool:
-    calls = _walk(targets, lambda found: isinstance(found, ast.FuncCall))
+    calls = _walk(targets, lambda found: _is(found, ast.FuncCall))
     return any(call.over is None and call.funcname[-1].sval in _AGGREGATES for call in calls)
 
 
@@ -405,11 +410,11 @@ def _walk(node: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
         for part in node:
             yield from _walk(part, wanted)
         return
-    if not isinstance(node, ast.Node):
+    if not _is(node, ast.Node):
         return
     if wanted(node):
         yield node
-    if isinstance(node, ast.SelectStmt) and not isinstance(node, ast.RawStmt):
+    if _is(node, ast.SelectStmt) and not _is(node, ast.RawStmt):
         parts: Sequence[str] = ("targetList", "whereClause", "sortClause", "groupClause", "havingClause")
     else:
         parts = [name for name in node if name != "subselect"]
@@ -417,11 +422,19 @@ def _walk(node: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
         yield from _walk(getattr(node, name), wanted)
 
 
+def _test_of(operator: str, *, turned: bool) -> Test | None:
+    if operator == "=":
+        return Test.EQUAL
+    if operator in _RANGES:
+        return Test.RANGE
+    return Test.CONTAINS if operator in _CONTAINS and not turned else None
+
+
 def _literal(node: Any) -> str | None:
     """Return a constant as SQL, None for anything else and for NULL."""
-    if isinstance(node, ast.TypeCast):
+    if _is(node, ast.TypeCast):
         node = node.arg
-    if not isinstance(node, ast.A_Const) or node.isnull:
+    if not _is(node, ast.A_Const) or node.isnull:
         return None
     text: str = RawStream()(node)
     return text

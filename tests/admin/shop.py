@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,10 +197,8 @@ def seed(connection: psycopg.Connection[Any]) -> None:
     connection.execute(_SHRINK)
     for name in ("parts_broken", "parts_d_ccnew"):
         # A build that fails leaves an index that is not valid.
-        try:
+        with suppress(psycopg.errors.UniqueViolation):
             connection.execute(f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON shop.parts (h, c, e)")
-        except psycopg.errors.UniqueViolation:
-            pass
     for table in ("customers", "orders", "items", "products", "events", "jobs", "settings", "ledger", "parts"):
         connection.execute(f"VACUUM ANALYZE shop.{table}")
     # Used, so that only the one that is not is unused.
@@ -208,7 +207,12 @@ def seed(connection: psycopg.Connection[Any]) -> None:
         connection.execute(
             f"SELECT count(*) FROM shop.parts WHERE {column} = (SELECT {column} FROM shop.parts LIMIT 1)"
         )
-    for rest in ("WHERE c = 3 AND b = 7", "WHERE d ~>=~ 'd77' AND d ~<~ 'd78'", "ORDER BY c, b DESC LIMIT 5", "ORDER BY c, b LIMIT 5"):
+    for rest in (
+        "WHERE c = 3 AND b = 7",
+        "WHERE d ~>=~ 'd77' AND d ~<~ 'd78'",
+        "ORDER BY c, b DESC LIMIT 5",
+        "ORDER BY c, b LIMIT 5",
+    ):
         connection.execute(f"SELECT * FROM shop.parts {rest}")
     connection.execute("SELECT count(*) FROM shop.settings WHERE value = 3")
     connection.execute("SELECT count(*) FROM shop.ledger WHERE account = 3")
