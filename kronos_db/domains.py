@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_store import AuditStore
 from kronos_db.admin.model import ERRORS as ADMIN_ERRORS
+from kronos_db.admin.recording import Recording
 from kronos_db.admin.service import AdminService
 from kronos_db.cache import upkeep as cache_upkeep
 from kronos_db.cache.counting import Counts
@@ -73,6 +74,7 @@ from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
 from kronos_db.runtime.feed.feed import Feed, Log, Pace
 from kronos_db.runtime.feed.feeds import Feeds
+from kronos_db.runtime.interceptors.audit import Recorder
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS
 from kronos_db.runtime.ops.background import watch_background, watch_lag
 from kronos_db.runtime.paging import PageTokens
@@ -150,10 +152,14 @@ class Process(NamedTuple):
 
 
 class Domains:
-    """The services, and what goes on beside their calls; `rings` has the keys of each domain."""
+    """The services, and what goes on beside their calls.
+
+    `rings` has the keys of each domain, `recorders` who keeps the record of its calls, where one is kept.
+    """
 
     def __init__(self, parts: Mapping[str, Parts], process: Process) -> None:
         self.rings = {domain: part.ring for domain, part in parts.items()}
+        self.recorders: dict[str, Recorder] = {}
         self._process = process
         self._background = [
             work for domain, part in parts.items() for work in upkeep(part.database, _CHANGES_KEPT.get(domain, KEPT))
@@ -291,13 +297,17 @@ class Domains:
 
     def _new_admin(self, parts: Parts) -> AdminService:
         chain = HashChain(parts.ring.subkey("audit log"))
+        audit = AuditStore(parts.database, chain)
+        recording = self.recorders[parts.database.domain] = Recording(audit.add)
+        self._starting.append(recording.start)
+        self._stopping.append(recording.stop)
         return AdminService(
             parts.page_tokens,
             # Status.
             # Query.
             # Statements.
             # Indexes.
-            audit=(AuditStore(parts.database, chain), chain),
+            audit=(audit, chain),
             # Backups.
         )
 

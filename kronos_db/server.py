@@ -26,6 +26,7 @@ from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.errors import KronosError
 from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.access_log import AccessLog
+from kronos_db.runtime.interceptors.audit import AuditOutcome, AuditRequest
 from kronos_db.runtime.interceptors.authentication import Authentication
 from kronos_db.runtime.interceptors.chain import Chain, Registrar, register
 from kronos_db.runtime.interceptors.conversation import Conversations
@@ -216,15 +217,18 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
         self._paths = frozenset(method.path for method in registrar.handlers)
         self._authentication = Authentication(self._policy(), self._masters, _public(settings, self._paths))
+        marks = Marks()
         chain = Chain(
             {
                 "access_log": AccessLog(),
                 "metrics": Metrics(self._metrics),
                 "errors": Errors(ERRORS),
+                "audit_outcome": AuditOutcome(domains.recorders, ERRORS),
                 "authentication": self._authentication,
                 "overload": self._overload,
                 "validation": Validation(settings.max_message_bytes),
-                "encryption": Encryption(domains.rings, Marks(), settings.request_id_window),
+                "audit_request": AuditRequest(domains.recorders, marks),
+                "encryption": Encryption(domains.rings, marks, settings.request_id_window),
             },
             self._conversations,
         )

@@ -73,9 +73,11 @@ ORDER: Sequence[Place] = (
     Place("access_log", "it names the call, and every outcome of it, also a refusal, gets one line under that name"),
     Place("metrics", "refusals by anything below are counted with the code that they leave with"),
     Place("errors", "everything below raises exceptions, and this is the one place that turns them into a status"),
+    Place("audit_outcome", "it records the reason of every refusal below, before that has become a status"),
     Place("authentication", "nothing is read, decoded or spent for a caller that is not known and allowed"),
     Place("overload", "limits count known callers' calls alone, and refuse before the work of decoding and validation"),
     Place("validation", "rules are written for what the caller wrote, so they hold before anything is sealed"),
+    Place("audit_request", "only calls that may run are recorded as begun, and with what the caller wrote"),
     Place("encryption", "the handler is the first to see the message after it, so nothing below ever holds plaintext"),
 )
 
