@@ -227,3 +227,44 @@ FROM admin.index_changes
 WHERE %(after)s::timestamptz IS NULL OR (create_time, id) < (%(after)s, %(after_id)s::uuid)
 ORDER BY create_time DESC, id DESC
 LIMIT %(limit)s;
+
+-- name: schema_mark
+-- The comment of a schema, empty without one; no row when there is no such schema.
+SELECT coalesce(pg_catalog.obj_description(oid, 'pg_namespace'), '')
+FROM pg_catalog.pg_namespace
+WHERE nspname = %(schema)s;
+
+-- name: sampled
+-- How many rows a table had when it was last analysed.
+SELECT reltuples::bigint FROM pg_catalog.pg_class WHERE oid = %(table)s::regclass;
+
+-- name: size
+-- The bytes of an index.
+SELECT pg_catalog.pg_relation_size(%(index)s::regclass);
+
+-- name: value
+-- A value of a column as text, of one of its first rows; of JSON documents that of a member.
+SELECT CASE WHEN %(member)s::text = '' THEN __column__::text ELSE to_jsonb(__column__) ->> %(member)s::text END
+FROM __table__
+WHERE __column__ IS NOT NULL
+OFFSET (SELECT count(*) / 2 FROM (SELECT FROM __table__ WHERE __column__ IS NOT NULL LIMIT 1000) AS some)
+LIMIT 1;
+
+-- name: element
+-- What a value of a column contains, as text: the first element of an array, the first member of a JSON object.
+SELECT CASE jsonb_typeof(value.document)
+    WHEN 'object' THEN (
+        SELECT jsonb_build_object(member.key, member.value)::text
+        FROM jsonb_each(CASE jsonb_typeof(value.document) WHEN 'object' THEN value.document END) AS member
+        ORDER BY member.key DESC
+        LIMIT 1
+    )
+    WHEN 'array' THEN value.document ->> 0
+END
+FROM (
+    SELECT to_jsonb(__column__) AS document
+    FROM __table__
+    WHERE __column__ IS NOT NULL
+    OFFSET (SELECT count(*) / 2 FROM (SELECT FROM __table__ WHERE __column__ IS NOT NULL LIMIT 1000) AS some)
+    LIMIT 1
+) AS value;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -93,6 +93,7 @@ class Sources:
             "backend_start": target.backend_start,
             "query_start": target.query_start,
             "end": target.end,
+            "pretend": target.pretend,
         }
         with self.connected(target.domain) as direct:
             if not direct.fetch_one(QUERIES["signal"], params, bool):
@@ -121,9 +122,9 @@ class StatementStore:
 
         return self.database.write(work, mutation)
 
-    def once(self, work: Iterable[None], mutation: Mutation[None, Reply]) -> Reply:
+    def once(self, work: Callable[[], None], mutation: Mutation[None, Reply]) -> Reply:
         """Do what is no work of this database, once for each request id."""
-        return self.database.write(lambda _tx: next(iter(work), None), mutation)
+        return self.database.write(lambda _tx: work(), mutation)
 
     def last_taken(self) -> datetime | None:
         """Return when the last reading was taken in."""

@@ -33,6 +33,19 @@ class SourceState(Enum):
     TOO_OLD = 4
     UNREACHABLE = 5
 
+    @property
+    def remedy(self) -> str:
+        """What is to be done about it; empty when nothing is."""
+        return _REMEDIES.get(self.name, "")
+
+
+_REMEDIES = {
+    "EXTENSION_MISSING": "CREATE EXTENSION pg_stat_statements in this database, as a superuser.",
+    "NOT_LOADED": "Add pg_stat_statements to shared_preload_libraries and restart PostgreSQL.",
+    "TOO_OLD": "ALTER EXTENSION pg_stat_statements UPDATE, with PostgreSQL 17 or later.",
+    "UNREACHABLE": "PostgreSQL does not answer, straight, to the role of this domain.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Counter:
@@ -127,6 +140,8 @@ class Target:
     backend_start: datetime
     query_start: datetime | None
     end: bool
+    # Only look whether it is there.
+    pretend: bool = False
 
 
 def query_name(text: str) -> str:

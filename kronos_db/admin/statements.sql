@@ -33,7 +33,12 @@ ORDER BY coalesce(xact_start, query_start), pid;
 -- name: signal
 -- Cancels what a session does, or ends it: only the session that began at that time, if it is this role's, and only
 -- while it runs the statement that began at `query_start`. One row when there is one, with whether it was signalled.
-SELECT CASE WHEN %(end)s::boolean THEN pg_catalog.pg_terminate_backend(pid) ELSE pg_catalog.pg_cancel_backend(pid) END
+SELECT
+    CASE
+        WHEN %(pretend)s::boolean THEN true
+        WHEN %(end)s::boolean THEN pg_catalog.pg_terminate_backend(pid)
+        ELSE pg_catalog.pg_cancel_backend(pid)
+    END
 FROM pg_catalog.pg_stat_activity
 WHERE pid = %(pid)s AND backend_start = %(backend_start)s AND usename = current_user AND state <> 'idle'
     AND datname = current_database() AND pid <> pg_catalog.pg_backend_pid()

@@ -46,6 +46,21 @@ class Direct:
         with _translated():
             self._connection.execute(statement.encode(), binary=True, prepare=False)
 
+    def ask(self, statement: str) -> Any:
+        """Run one statement of ours that has no parameters; return the one value that it answers."""
+        with _translated():
+            row = self._connection.execute(statement.encode(), binary=True, prepare=False).fetchone()
+            return row and row[0]
+
+    def copy_rows(self, select: str, into: Direct, target: str) -> None:
+        """Copy what a query of ours returns into a table, given with its columns, of another database."""
+        with _translated():
+            source = self._connection.cursor().copy(f"COPY ({select}) TO STDOUT (FORMAT binary)".encode())
+            sink = into._connection.cursor().copy(f"COPY {target} FROM STDIN (FORMAT binary)".encode())
+            with source as rows, sink as table:
+                for data in rows:
+                    table.write(data)
+
     def cancel(self) -> None:
         """Cancel the statement that another thread runs on this connection."""
         self._connection.cancel_safe(timeout=_CONNECT_TIMEOUT)
@@ -84,8 +99,3 @@ def _translated() -> Iterator[None]:
         if translated is error:
             raise
         raise translated from error
-
-
-def refused_for(error: Any) -> str | None:
-    """Return the SQLSTATE of an error that PostgreSQL gave and that has no exception of ours."""
-    return error.sqlstate if isinstance(error, psycopg.Error) else None
