@@ -117,6 +117,11 @@ class Settings(BaseSettings):
         description="File with at least 32 characters from which the passwords of the domains' login roles are "
         "derived. Not needed when every domain has a DSN of its own.",
     )
+    scratch_dsn: Dsn | None = Field(
+        None,
+        description="An empty PostgreSQL database, straight, as a role that may create schemas: AdviseIndexes tries "
+        "indexes out in it, on a sample of the tables.",
+    )
     users_dsn: Dsn | None = _domain_dsn("users")
     users_direct_dsn: Dsn | None = _domain_direct_dsn("users")
     tokens_dsn: Dsn | None = _domain_dsn("tokens")

@@ -74,21 +74,26 @@ def advise_missing(facts: Facts, limits: Limits) -> list[Advice]:
 
 
 def _candidates(facts: Facts, query: Sequence[Access], statement: Statement, limits: Limits) -> Iterable[_Candidate]:
-    arriving = _arriving(facts, query)
     for access in query:
         table = facts.tables[access.table]
         indexes = [index for index in facts.indexes if index.table == access.table and index.valid]
         if table.rows < limits.rows:
             continue
+        # A table is not entered from one that is entered from it.
+        arriving = _arriving(facts, [other for other in query if other is not access])
+        if access.each_row:
+            arriving |= dict.fromkeys(access.around, 1.0)
+        else:
+            arriving |= {alias: _found(facts, other) for alias, other in access.around.items() if alias not in arriving}
         found = _Judge(table, indexes, access, arriving=arriving, statement=statement, limits=limits).candidate()
         if found is not None:
             yield found
 
 
-def _arriving(facts: Facts, query: Sequence[Access]) -> Mapping[str, float]:
+def _arriving(facts: Facts, query: Sequence[Access]) -> dict[str, float]:
     """Return of how many rows of each access a statement is about, when each table is entered by its best way."""
     by_alias = {access.alias: access for access in query}
-    rows = {access.alias: facts.tables[access.table].rows * _local_share(facts, access) for access in query}
+    rows = {access.alias: _found(facts, access) for access in query}
     for _ in query:
         for access in query:
             table = facts.tables[access.table]
@@ -98,6 +103,11 @@ def _arriving(facts: Facts, query: Sequence[Access]) -> Mapping[str, float]:
                 each = table.rows / max(1.0, table.distinct(condition.key) or 1.0)
                 rows[access.alias] = min(rows[access.alias], rows[condition.joins[0]] * each)
     return rows
+
+
+def _found(facts: Facts, access: Access) -> float:
+    """Return how many rows of a table meet the conditions on it alone."""
+    return facts.tables[access.table].rows * _local_share(facts, access)
 
 
 def _local_share(facts: Facts, access: Access) -> float:
@@ -182,8 +192,8 @@ class _Judge:
         """Tell whether few enough rows come from the other side that each is looked up here."""
         other, _column = condition.joins or ("", "")
         if other not in self._arriving:
-            # Of a query around this one, or of none that is known: a look-up for each row there, or a scan for all.
-            return bool(other)
+            # Of a query within: nobody knows how many rows it gives.
+            return False
         if self._access.outer and not self._access.conditions:
             return False
         distinct = self._table.distinct(condition.key) or 1.0
@@ -195,7 +205,7 @@ class _Judge:
             return _share(self._table, condition) <= _PARTIAL_SHARE
         distinct = self._table.distinct(condition.key)
         few = distinct is not None and distinct <= _FEW_VALUES
-        return bool(condition.sql) and few and _share(self._table, condition) <= _PARTIAL_SHARE
+        return bool(condition.sql) and few and _share(self._table, condition) <= self._limits.share
 
     def _share(self, condition: Condition) -> float:
         if condition.expression:

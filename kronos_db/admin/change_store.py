@@ -28,7 +28,7 @@ from kronos_db.admin.changes import (
 )
 from kronos_db.runtime.database.background import Held
 from kronos_db.runtime.database.database import Database
-from kronos_db.runtime.database.direct import Direct, connected
+from kronos_db.runtime.database.operating import OperatorConnection, connected
 from kronos_db.runtime.database.queries import load_queries
 from kronos_db.runtime.errors import ConflictError, KronosError, RequestIdReusedError
 
@@ -137,7 +137,7 @@ class ChangeStore:
             return
 
     def _settle_all(self) -> None:
-        """Settle what is said to run though we have the lock. Raises ChangeRunningError when a backend is still at it."""
+        """Settle what is said to run. Raises ChangeRunningError when a backend is still at it."""
         for change in self._in(ChangeState.RUNNING):
             self._end(change, *self._settled(change, "The process that ran it ended."))
 
@@ -159,14 +159,14 @@ class ChangeStore:
         }
         return (ChangeState.DONE if done[change.statement.split(" ", 1)[0]] else ChangeState.FAILED), why
 
-    def _drop_leftovers(self, change: Change, direct: Direct) -> None:
+    def _drop_leftovers(self, change: Change, direct: OperatorConnection) -> None:
         for name, valid, _busy in self._found(change, direct):
             rebuilt = change.statement.startswith("REINDEX") and name == change.index
             if not valid and not rebuilt:
                 direct.run(f"DROP INDEX CONCURRENTLY IF EXISTS {quoted(change.domain)}.{quoted(name)}")
                 _log.info("leftover of an index build removed", index=name, domain=change.domain)
 
-    def _found(self, change: Change, direct: Direct) -> Sequence[tuple[str, bool, bool]]:
+    def _found(self, change: Change, direct: OperatorConnection) -> Sequence[tuple[str, bool, bool]]:
         params = {"schema": change.domain, "index": change.index}
         return direct.fetch_all(_QUERIES["found"], params, lambda *row: row)
 
@@ -193,7 +193,9 @@ class ChangeStore:
             yield
 
     @contextmanager
-    def _owner(self, domain: str, lock_timeout: float = _ASIDE, timeout: float = _ASIDE) -> Iterator[Direct]:
+    def _owner(
+        self, domain: str, lock_timeout: float = _ASIDE, timeout: float = _ASIDE
+    ) -> Iterator[OperatorConnection]:
         settings = {
             "lock_timeout": f"{int(lock_timeout * 1000)}ms",
             "client_connection_check_interval": _CONNECTION_CHECK,
@@ -240,7 +242,7 @@ _PATIENCE = timedelta(days=7)
 class _Build:
     """A statement that runs on a thread of its own, so that its progress can be watched."""
 
-    def __init__(self, direct: Direct, statement: str) -> None:
+    def __init__(self, direct: OperatorConnection, statement: str) -> None:
         self._direct = direct
         self._statement = statement
         self._ended = threading.Event()

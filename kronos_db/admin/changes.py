@@ -36,6 +36,14 @@ class ChangeFailedError(KronosError):
     """PostgreSQL could not make the change; nothing of it is left."""
 
 
+class ScratchMissingError(KronosError):
+    """There is no database in which indexes can be tried out."""
+
+
+class ScratchTakenError(KronosError):
+    """The scratch database is in use, or holds a schema that is not ours."""
+
+
 class ChangeState(Enum):
     """How a change stands. DONE: it is not known yet whether it helped."""
 

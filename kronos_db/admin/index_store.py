@@ -8,14 +8,17 @@ from datetime import timedelta
 from pathlib import Path
 
 from kronos_db.admin.advice import Column, Facts, Index, Statement, Table
-from kronos_db.runtime.database.direct import Direct
+from kronos_db.runtime.database.operating import OperatorConnection
 from kronos_db.runtime.database.queries import load_queries
 
 _QUERIES = load_queries(Path(__file__).with_name("indexes.sql"), "admin")
 
 
 def facts_of(
-    direct: Direct, domain: str, statements: Sequence[Statement] = (), replicas: Sequence[Direct] = ()
+    direct: OperatorConnection,
+    domain: str,
+    statements: Sequence[Statement] = (),
+    replicas: Sequence[OperatorConnection] = (),
 ) -> Facts:
     """Return what is known of the schema of `domain`; `replicas` are standbys that are asked what they read."""
     params = {"schema": domain}

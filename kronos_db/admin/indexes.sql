@@ -247,7 +247,7 @@ SELECT pg_catalog.pg_relation_size(%(index)s::regclass);
 SELECT CASE WHEN %(member)s::text = '' THEN __column__::text ELSE to_jsonb(__column__) ->> %(member)s::text END
 FROM __table__
 WHERE __column__ IS NOT NULL
-OFFSET (SELECT count(*) / 2 FROM (SELECT FROM __table__ WHERE __column__ IS NOT NULL LIMIT 1000) AS some)
+OFFSET (SELECT count(*) / 2 FROM (SELECT FROM __table__ WHERE __column__ IS NOT NULL LIMIT 1000) AS few)
 LIMIT 1;
 
 -- name: element
@@ -265,6 +265,6 @@ FROM (
     SELECT to_jsonb(__column__) AS document
     FROM __table__
     WHERE __column__ IS NOT NULL
-    OFFSET (SELECT count(*) / 2 FROM (SELECT FROM __table__ WHERE __column__ IS NOT NULL LIMIT 1000) AS some)
+    OFFSET (SELECT count(*) / 2 FROM (SELECT FROM __table__ WHERE __column__ IS NOT NULL LIMIT 1000) AS few)
     LIMIT 1
 ) AS value;

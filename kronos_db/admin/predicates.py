@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 import pglast
 from pglast import ast
-from pglast.enums import A_Expr_Kind, BoolExprType, JoinType, NullTestType, SetOperation, SortByDir, SortByNulls
+from pglast.enums import (
+    A_Expr_Kind,
+    BoolExprType,
+    JoinType,
+    NullTestType,
+    SetOperation,
+    SortByDir,
+    SortByNulls,
+    SubLinkType,
+)
 from pglast.stream import RawStream
 
 # Functions of one column that an index may hold: they give the same for ever, whatever the settings.
@@ -66,6 +75,7 @@ class Access:
     """One mention of a table in a statement. `reads`: the columns that are needed of it, None for all.
 
     `opaque`: something beyond the conditions decides what is found (an OR, an expression).
+    `around` are the accesses of the queries around this one; `each_row`: it is run anew for each of their rows.
     `alone`: nothing else is read beside it; `aggregates`: rows are folded, so that fewer come out than are found.
     """
 
@@ -79,6 +89,8 @@ class Access:
     alone: bool = False
     aggregates: bool = False
     outer: bool = False
+    around: Mapping[str, Access] = field(default_factory=dict, repr=False)
+    each_row: bool = False
 
 
 Columns = Mapping[str, Sequence[str]]
@@ -114,11 +126,11 @@ class _Reader:
         self._columns = columns
         self._found = found
 
-    def read(self, node: Any, around: Mapping[str, Access]) -> None:
-        """Read a query whose surroundings know the accesses `around`."""
+    def read(self, node: Any, around: Mapping[str, Access], *, each_row: bool = False) -> None:
+        """Read a query whose surroundings know the accesses `around`; `each_row`: it gives a value for each row."""
         if _is(node, ast.SelectStmt) and node.op != SetOperation.SETOP_NONE:
-            self.read(node.larg, around)
-            self.read(node.rarg, around)
+            self.read(node.larg, around, each_row=each_row)
+            self.read(node.rarg, around, each_row=each_row)
             self._read_ctes(node, around)
             return
         if _is(node, ast.ExplainStmt):
@@ -131,14 +143,14 @@ class _Reader:
             if node.selectStmt is not None:
                 self.read(node.selectStmt, around)
             return
-        self._read_query(node, around)
+        self._read_query(node, around, each_row=each_row)
 
     def _read_ctes(self, node: Any, around: Mapping[str, Access]) -> None:
         if node.withClause is not None:
             for cte in node.withClause.ctes:
                 self.read(cte.ctequery, around)
 
-    def _read_query(self, node: Any, around: Mapping[str, Access]) -> None:
+    def _read_query(self, node: Any, around: Mapping[str, Access], *, each_row: bool) -> None:
         scope: dict[str, Access] = {}
         quals: list[Any] = []
         others = 0
@@ -155,8 +167,10 @@ class _Reader:
             self._read_qual(qual, scope, known)
         if _is(node, ast.SelectStmt):
             self._read_output(node, scope, others)
-        for part in _subqueries(node, froms):
-            self.read(part, known)
+        for link in _sublinks(node, froms):
+            self.read(link.subselect, known, each_row=link.subLinkType == SubLinkType.EXPR_SUBLINK)
+        for access in scope.values():
+            access.around, access.each_row = around, each_row
         if scope:
             self._found.append(list(scope.values()))
 
@@ -388,13 +402,12 @@ def _cte_names(node: Any) -> frozenset[str]:
     return frozenset(cte.ctename for cte in clause.ctes) if clause is not None else frozenset()
 
 
-def _subqueries(node: Any, froms: Sequence[Any]) -> Iterator[Any]:
+def _sublinks(node: Any, froms: Sequence[Any]) -> Iterator[Any]:
     """Yield the queries in conditions, outputs and join conditions; those in FROM were read with it."""
     parts = [node.whereClause, getattr(node, "targetList", None), getattr(node, "havingClause", None)]
     parts += [join.quals for item in froms for join in _walk(item, lambda found: _is(found, ast.JoinExpr))]
     for part in parts:
-        for link in _walk(part, lambda found: _is(found, ast.SubLink)):
-            yield link.subselect
+        yield from _walk(part, lambda found: _is(found, ast.SubLink))
 
 
 def _aggregates(targets: Any) -> bool:

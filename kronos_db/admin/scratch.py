@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import structlog
 
 from kronos_db.admin.advice import Advice, Facts, Kind, Measured, Statement, Table, quoted
+from kronos_db.admin.changes import ScratchMissingError, ScratchTakenError
 from kronos_db.admin.predicates import accesses
 from kronos_db.admin.statement_store import Sources
 from kronos_db.admin.trial import Parameter, parameters
-from kronos_db.runtime.database.direct import Direct, connected
+from kronos_db.runtime.database.operating import OperatorConnection, connected
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.errors import KronosError
 
 _QUERIES = load_queries(Path(__file__).with_name("indexes.sql"), "admin")
 # Seconds that any statement may take there.
@@ -32,15 +31,6 @@ _SAMPLED_ROWS = 100_000
 _WRITTEN_ROWS = 5_000
 _TIMES = 3
 _MOST_STATEMENTS = 3
-_log = structlog.get_logger(__name__)
-
-
-class ScratchMissingError(KronosError):
-    """There is no database in which indexes can be tried out."""
-
-
-class ScratchTakenError(KronosError):
-    """The scratch database is in use, or holds a schema that is not ours."""
 
 
 class _NotTriableError(Exception):
@@ -101,7 +91,7 @@ class Scratch:
             )
 
     @contextmanager
-    def _schema(self, schema: str) -> Iterator[Direct]:
+    def _schema(self, schema: str) -> Iterator[OperatorConnection]:
         """Give a connection to the scratch database, with an empty schema of this name, which is dropped at the end."""
         if self._dsn is None:
             raise ScratchMissingError
@@ -125,7 +115,7 @@ class Scratch:
 _MARK = "kronos-db scratch"
 
 
-def _clone(facts: Facts, table: Table, source: Direct, scratch: Direct) -> None:
+def _clone(facts: Facts, table: Table, source: OperatorConnection, scratch: OperatorConnection) -> None:
     """Copy a sample of a table, with its indexes."""
     full = f"{quoted(table.schema)}.{quoted(table.name)}"
     columns = ", ".join(f"{quoted(each.name)} {each.type}" for each in table.columns.values())
@@ -144,7 +134,7 @@ def _clone(facts: Facts, table: Table, source: Direct, scratch: Direct) -> None:
 class _Trial:
     """Runs statements with values of rows that are there."""
 
-    def __init__(self, scratch: Direct, tables: Sequence[Table]) -> None:
+    def __init__(self, scratch: OperatorConnection, tables: Sequence[Table]) -> None:
         self._scratch = scratch
         self._tables = tables
 
@@ -182,7 +172,7 @@ class _Trial:
         text = query.text.replace("__column__", quoted(parameter.column)).replace(
             "__table__", f"{quoted(table.schema)}.{quoted(table.name)}"
         )
-        found = self._scratch.fetch_one(replace(query, text=text), {"member": parameter.member}, lambda value: value)
+        found = self._scratch.fetch_one(replace(query, text=text), {"member": parameter.member}, _text)
         if found is None:
             raise _NotTriableError(f"there is no value of {parameter.column}")
         column = table.columns[parameter.column]
@@ -191,7 +181,11 @@ class _Trial:
         return "'" + found.replace("'", "''") + "'"
 
 
-def _write_cost(scratch: Direct, advice: Advice, schema: str, rows: int) -> float:
+def _text(value: str | None) -> str | None:
+    return value
+
+
+def _write_cost(scratch: OperatorConnection, advice: Advice, schema: str, rows: int) -> float:
     """Return the microseconds that an index adds to each row written."""
     table, copy = f"{quoted(schema)}.{quoted(advice.table)}", f'{quoted(schema)}."kronos_written"'
     scratch.run(f"CREATE TABLE {copy} (LIKE {table})")
@@ -207,7 +201,7 @@ def _write_cost(scratch: Direct, advice: Advice, schema: str, rows: int) -> floa
     return max(0.0, indexed - bare) * 1e6 / max(1, min(_WRITTEN_ROWS, rows))
 
 
-def _timed(scratch: Direct, table: str, statement: str) -> float:
+def _timed(scratch: OperatorConnection, table: str, statement: str) -> float:
     scratch.run(f"TRUNCATE {table}")
     start = time.perf_counter()
     scratch.run(statement)

@@ -25,8 +25,8 @@ from kronos_db.admin.statements import (
     query_name,
 )
 from kronos_db.runtime.database.database import Database
-from kronos_db.runtime.database.direct import Direct, connected
 from kronos_db.runtime.database.idempotency import Mutation, Reply
+from kronos_db.runtime.database.operating import OperatorConnection, connected
 from kronos_db.runtime.database.queries import load_queries
 from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import UnavailableError
@@ -58,7 +58,7 @@ class Sources:
         self._dsns = dsns
 
     @contextmanager
-    def connected(self, domain: str) -> Iterator[Direct]:
+    def connected(self, domain: str) -> Iterator[OperatorConnection]:
         """Give a connection as the role of `domain`. Raises UnknownDomainError, UnavailableError."""
         if domain not in self._dsns:
             raise UnknownDomainError(metadata={"domain": domain})

@@ -48,7 +48,7 @@ def parameters(text: str) -> list[Parameter] | None:
 
 def _compared(node: Any, found: dict[int, Parameter]) -> None:
     for mine, other in ((node.lexpr, node.rexpr), (node.rexpr, node.lexpr)):
-        columns = [each for each in _nodes(mine) if isinstance(each, ast.ColumnRef)]
+        columns: list[Any] = [each for each in _nodes(mine) if isinstance(each, ast.ColumnRef)]
         numbers = list(_numbers(other))
         if isinstance(mine, ast.RowExpr) and len(columns) == len(numbers):
             pairs = list(zip(columns, numbers, strict=True))
@@ -58,12 +58,16 @@ def _compared(node: Any, found: dict[int, Parameter]) -> None:
             continue
         contained = node.kind == A_Expr_Kind.AEXPR_OP and node.name[-1].sval == "@>"
         for column, number in pairs:
-            names = [part.sval for part in column.fields if isinstance(part, ast.String)]
+            names = _names(column)
             if names:
                 table = names[-2] if len(names) > 1 else ""
                 whole = _is_parameter(other)
                 array = whole and node.kind == A_Expr_Kind.AEXPR_OP_ANY
                 found[number] = Parameter(number, names[-1], table, _member(mine), contained, array, whole)
+
+
+def _names(column: Any) -> list[str]:
+    return [str(part.sval) for part in column.fields if isinstance(part, ast.String)]
 
 
 def _is_parameter(node: Any) -> bool:

@@ -44,7 +44,7 @@ class World:
         self.server = server
         self.dsn = server.dsn_for("kronos")
         self.settings = settings_of(folder, self.dsn)
-        self.dsns = schemas.observing_dsns(self.settings)
+        self.dsns = {domain: schemas.ways(self.settings, domain)[1] for domain in schemas.SERVED}
         self.sources = Sources(self.dsns)
         self._opening = opened(self.settings, "admin")
         self.store = StatementStore(self._opening.__enter__())

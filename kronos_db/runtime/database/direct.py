@@ -1,101 +1,108 @@
-"""Connections of operators' work: straight to PostgreSQL, beside the pools of calls, and closed when it is done."""
+"""A connection of its own to PostgreSQL, for looks at it that no pool and no other caller is to delay."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import contextlib
+import socket
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
-from kronos_db.runtime.database.failures import translate
-from kronos_db.runtime.database.pool import Connection
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.database.transaction import Params, Row
+from kronos_db.runtime.errors import UnavailableError
 
-_CONNECT_TIMEOUT = 5
-# Seconds beyond its statement_timeout after which a server that says nothing is given up.
-_SILENCE_MARGIN = 5.0
+# What a client asks first (protocol 3.0, "SSLRequest"): any server answers with one byte, before it does anything else.
+_SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+_DEFAULT_PORT = "5432"
+# Seconds, and milliseconds that sent bytes may stay unconfirmed.
+_CONNECT_TIMEOUT = 2
+_UNCONFIRMED = 5000
+_MOST_CHARACTERS = 200
 
 
 class Direct:
-    """A connection in autocommit mode. What PostgreSQL refuses comes as the runtime's exceptions, as of a Database."""
+    """A connection that is made when it is needed, and anew when it was lost. For one thread."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    @property
-    def pid(self) -> int:
-        """The process at the other end."""
-        return self._connection.info.backend_pid
+    def __init__(self, dsn: str, name: str) -> None:
+        self._dsn = dsn
+        self._name = name
+        self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
 
     def fetch_all(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
-        """Run `query`; return `make(*columns)` of every row."""
-        with _translated():
-            # Extended protocol: no second statement can hide in the text.
-            cursor = self._connection.cursor(binary=True).execute(query.text, params, prepare=False)
-            return [make(*row) for row in cursor.fetchall()]
+        """Run one read; return `make(*columns)` of every row. Raises UnavailableError, with a sentence why."""
+        try:
+            cursor = self._connected().cursor(binary=True)
+            return [make(*row) for row in cursor.execute(query.text, params).fetchall()]
+        except psycopg.Error as error:
+            self.close()
+            raise UnavailableError(_sentence(error)) from error
 
-    def fetch_one(self, query: Query, params: Params, make: Callable[..., Row]) -> Row | None:
-        """Run `query`; return `make(*columns)` of its first row, or None."""
-        return next(iter(self.fetch_all(query, params, make)), None)
+    def is_pooled(self) -> bool:
+        """Tell whether sessions end before PostgreSQL: then its process is not the one that the login named."""
+        try:
+            connection = self._connected()
+            found = connection.execute("SELECT pg_catalog.pg_backend_pid()", binary=True).fetchone()
+            return found is None or found[0] != connection.pgconn.backend_pid
+        except psycopg.Error as error:
+            self.close()
+            raise UnavailableError(_sentence(error)) from error
 
-    def run(self, statement: str) -> None:
-        """Run one statement of ours that has no parameters and no answer, for example DDL."""
-        with _translated():
-            self._connection.execute(statement.encode(), binary=True, prepare=False)
+    def close(self) -> None:
+        """Let go of the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
-    def ask(self, statement: str) -> Any:
-        """Run one statement of ours that has no parameters; return the one value that it answers."""
-        with _translated():
-            row = self._connection.execute(statement.encode(), binary=True, prepare=False).fetchone()
-            return row and row[0]
-
-    def copy_rows(self, select: str, into: Direct, target: str) -> None:
-        """Copy what a query of ours returns into a table, given with its columns, of another database."""
-        with _translated():
-            source = self._connection.cursor().copy(f"COPY ({select}) TO STDOUT (FORMAT binary)".encode())
-            sink = into._connection.cursor().copy(f"COPY {target} FROM STDIN (FORMAT binary)".encode())
-            with source as rows, sink as table:
-                for data in rows:
-                    table.write(data)
-
-    def cancel(self) -> None:
-        """Cancel the statement that another thread runs on this connection."""
-        self._connection.cancel_safe(timeout=_CONNECT_TIMEOUT)
-
-
-@contextmanager
-def connected(
-    dsn: str, name: str, statement_timeout: float, settings: Mapping[str, str] | None = None
-) -> Iterator[Direct]:
-    """Give a connection to `dsn` that `pg_stat_activity` shows as `kronos-db:<name>`.
-
-    `statement_timeout` in seconds, 0 for none; `settings` are further ones of the session. Raises UnavailableError when
-    PostgreSQL is away.
-    """
-    with _translated():
-        connection = Connection.connect(
-            dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT, application_name=f"kronos-db:{name}"
-        )
-    connection.silence_limit = statement_timeout + _SILENCE_MARGIN if statement_timeout else None
-    try:
-        chosen = {"statement_timeout": str(int(statement_timeout * 1000)), **(settings or {})}
-        with _translated():
-            for key, value in chosen.items():
-                connection.execute(sql.SQL("SET {} = {}").format(sql.Identifier(*key.split(".")), sql.Literal(value)))
-        yield Direct(connection)
-    finally:
-        connection.close()
+    def _connected(self) -> psycopg.Connection[tuple[Any, ...]]:
+        if self._connection is None:
+            self._connection = psycopg.connect(
+                self._dsn,
+                autocommit=True,
+                prepare_threshold=None,
+                application_name=self._name,
+                connect_timeout=_CONNECT_TIMEOUT,
+                tcp_user_timeout=_UNCONFIRMED,
+            )
+        return self._connection
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except psycopg.Error as error:
-        translated = translate(error)
-        if translated is error:
-            raise
-        raise translated from error
+def address_of(dsn: str) -> str:
+    """Return HOST:PORT/DATABASE of a DSN; several hosts stand with commas between them."""
+    parts = conninfo_to_dict(dsn)
+    places = [f"{host}:{port}" for host, port in _places(dsn)]
+    return f"{','.join(places)}/{parts.get('dbname', '')}"
+
+
+def greets(dsn: str, seconds: float) -> bool:
+    """Tell whether something that speaks PostgreSQL's protocol answers at a host of `dsn`, whatever is behind it."""
+    for host, port in _places(dsn):
+        with contextlib.suppress(OSError), _socket(host, port, seconds) as connection:
+            connection.sendall(_SSL_REQUEST)
+            if connection.recv(1) in {b"S", b"N"}:
+                return True
+    return False
+
+
+def _places(dsn: str) -> list[tuple[str, str]]:
+    parts = conninfo_to_dict(dsn)
+    hosts = str(parts.get("host") or parts.get("hostaddr") or "localhost").split(",")
+    ports = str(parts.get("port") or _DEFAULT_PORT).split(",")
+    return list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True))
+
+
+def _socket(host: str, port: str, seconds: float) -> socket.socket:
+    if not host.startswith("/"):
+        return socket.create_connection((host, int(port)), seconds)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(seconds)
+    connection.connect(f"{host}/.s.PGSQL.{port}")
+    return connection
+
+
+def _sentence(error: psycopg.Error) -> str:
+    text = (error.diag.message_primary or str(error)).strip().partition("\n")[0]
+    return text[:_MOST_CHARACTERS] or type(error).__name__

@@ -206,7 +206,8 @@ class ProbeServer:
             self.workers.as_executor(), options=[("grpc.max_receive_message_length", 4 * MAX_BYTES)]
         )
         handlers = {Method(method): self._handler(method.name) for method in _service.methods}
-        register(self.server, {method: self.chain.compose(method, handler) for method, handler in handlers.items()})
+        self.composed = {method: self.chain.compose(method, handler) for method, handler in handlers.items()}
+        register(self.server, self.composed)
         port = self.server.add_insecure_port("127.0.0.1:0")
         self.server.start()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
