@@ -80,7 +80,7 @@ def test_most_statements_of_the_server_are_known_by_name(serving: Serving, admin
     # What is not: set_config and COMMIT, which are nobody's queries, and what other tests sent by hand.
     ours = [each for each in found if f" {each.domain}." in each.text and "$" in each.text]
     named = [each for each in ours if each.query_names]
-    assert named
+    assert len(named) > 0.9 * len(ours)
     assert all(name.startswith(f"{each.domain}:") for each in named for name in each.query_names)
 
 
