@@ -88,7 +88,7 @@ from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
-from kronos_db.schemas import known_migrations, ways
+from kronos_db.schemas import known_migrations, replicas, ways
 from kronos_db.tokens.credentials import Credentials
 from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
@@ -338,7 +338,8 @@ class Domains:
         owners = {domain: settings.domain_direct_dsn(domain) or "" for domain in self._databases}
         scratch = settings.scratch_dsn.get_secret_value() if settings.scratch_dsn is not None else None
         straight = {domain: ways_of.straight for domain, ways_of in self._ways.items()}
-        operations = Operations(database, straight, owners, scratch)
+        standbys = {domain: replicas(settings, domain) for domain in self._databases}
+        operations = Operations(database, straight, replicas=standbys, owners=owners, scratch=scratch)
         self._starting.append(operations.start)
         self._stopping.append(operations.stop)
         self._background += operations.works

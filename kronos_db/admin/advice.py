@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 
+# Statements of so long count.
+PERIOD = timedelta(days=7)
+
 
 class Kind(Enum):
     """Why an index is advised to be made, dropped or made anew."""
@@ -49,6 +52,7 @@ class Table:
     writes: int
     columns: Mapping[str, Column]
     primary_key: Sequence[str] = ()
+    partitioned: bool = False
 
     @property
     def full_name(self) -> str:
@@ -116,7 +120,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One domain's schema. `observed` is how long its statistics have been counted, for the period of `statements`.
+    """One domain's schema. `observed` is how long its statistics have been counted; `statements` are those of PERIOD.
 
     `unknown_standbys`: how many standbys read this data whose scans are not among those of `indexes`.
     """

@@ -7,9 +7,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
-from kronos_db.admin.advice import Advice, Column, Facts, Index, Kind, Limits, Statement, Table, quoted
-from kronos_db.admin.predicates import Access, Condition, Order, Test, accesses
+from kronos_db.admin.advice import PERIOD, Advice, Column, Facts, Index, Kind, Limits, Statement, Table, quoted
+from kronos_db.admin.predicates import Access, Check, Condition, Order, accesses
 
 # What the indexes that we make are called by: so they are told from those of the migrations.
 PREFIX = "kronos_adv"
@@ -69,7 +70,9 @@ def advise_missing(facts: Facts, limits: Limits) -> list[Advice]:
             for candidate in _candidates(facts, query, statement, limits):
                 gain = statement.total_ms * (1 - min(1.0, candidate.share))
                 wanted.append(_Wanted(candidate, (statement,), gain))
-    merged = [each for each in _merged(wanted) if _pays(each, limits)]
+    # Writes are counted for longer, or for less long, than statements.
+    share = min(1.0, PERIOD / max(facts.observed, timedelta(seconds=1)))
+    merged = [each for each in _merged(wanted) if _pays(each, share, limits)]
     return [_advice(facts, each) for each in sorted(merged, key=lambda each: -each.gain_ms)]
 
 
@@ -77,7 +80,8 @@ def _candidates(facts: Facts, query: Sequence[Access], statement: Statement, lim
     for access in query:
         table = facts.tables[access.table]
         indexes = [index for index in facts.indexes if index.table == access.table and index.valid]
-        if table.rows < limits.rows:
+        # Of a partitioned table no index can be made without locking everybody out.
+        if table.rows < limits.rows or table.partitioned:
             continue
         # A table is not entered from one that is entered from it.
         arriving = _arriving(facts, [other for other in query if other is not access])
@@ -120,11 +124,11 @@ def _share(table: Table, condition: Condition) -> float:
     column = table.columns.get(condition.columns[0])
     if column is None:
         return 1.0
-    if condition.test is Test.FIXED:
+    if condition.test is Check.FIXED:
         return _fixed_share(column, condition.sql)
-    if condition.test is Test.RANGE:
+    if condition.test is Check.RANGE:
         return _RANGE_SHARE if condition.both_sides else 1.0
-    if condition.test is Test.CONTAINS or condition.expression:
+    if condition.test is Check.CONTAINS or condition.expression:
         return 1.0
     if condition.sql:
         return _value_share(table, column, condition.sql.rpartition("= ")[2].strip("'"))
@@ -169,7 +173,7 @@ class _Judge:
         self._limits = limits
         self._equal = self._equalities()
         self._fixed = [each for each in access.conditions if self._is_fixed(each)]
-        self._ranges = [each for each in access.conditions if each.test is Test.RANGE]
+        self._ranges = [each for each in access.conditions if each.test is Check.RANGE]
 
     def candidate(self) -> _Candidate | None:
         """Return the index that is missing, None when none is."""
@@ -179,7 +183,7 @@ class _Judge:
         """Return the equalities that hold one table's rows against something known by then, best first."""
         found: list[Condition] = []
         for each in self._access.conditions:
-            if each.test is not Test.EQUAL or self._is_fixed(each):
+            if each.test is not Check.EQUAL or self._is_fixed(each):
                 continue
             if each.joins is not None and not self._enters_by(each):
                 continue
@@ -201,7 +205,7 @@ class _Judge:
 
     def _is_fixed(self, condition: Condition) -> bool:
         """Tell whether a partial index is to hold the rows that meet this condition: few do, of many values."""
-        if condition.test is Test.FIXED:
+        if condition.test is Check.FIXED:
             return _share(self._table, condition) <= _PARTIAL_SHARE
         distinct = self._table.distinct(condition.key)
         few = distinct is not None and distinct <= _FEW_VALUES
@@ -228,14 +232,14 @@ class _Judge:
         """Return the share that conditions of one index find together."""
         share = math.prod(self._share(each) for each in conditions)
         fixed = math.prod(_share(self._table, each) for each in self._fixed)
-        whole = not self._access.opaque and not any(each.test is Test.CONTAINS for each in self._access.conditions)
+        whole = not self._access.opaque and not any(each.test is Check.CONTAINS for each in self._access.conditions)
         known = share * fixed
         # What was counted counts more than what was guessed: callers may ask for rare values alone.
         return min(known, self._answered_share()) if whole else known
 
     def _containing(self) -> _Candidate | None:
         for each in self._access.conditions:
-            if each.test is not Test.CONTAINS:
+            if each.test is not Check.CONTAINS:
                 continue
             column = self._table.columns.get(each.key)
             if column is None or self._answered_share() > self._limits.share / 5:
@@ -305,7 +309,7 @@ class _Judge:
         if not (access.order and access.limited and access.alone):
             return None
         # Other conditions may be met by few: then it would be read to its end.
-        equal = [each for each in access.conditions if each.test is Test.EQUAL and each not in self._fixed]
+        equal = [each for each in access.conditions if each.test is Check.EQUAL and each not in self._fixed]
         others = [
             each
             for each in access.conditions
@@ -370,7 +374,7 @@ class _Judge:
             held = {_bare(part) for part in index.predicate.split(" AND ")}
             implying = [each for each in self._access.conditions if each.sql and _bare(each.sql) in held]
             partial = math.prod(_share(self._table, each) for each in implying)
-        known = {each.key: each for each in self._access.conditions if each.test is Test.EQUAL and self._usable(each)}
+        known = {each.key: each for each in self._access.conditions if each.test is Check.EQUAL and self._usable(each)}
         matched = []
         for key in index.keys:
             name = _bare(key)
@@ -386,7 +390,9 @@ class _Judge:
         if not matched:
             return partial if index.predicate else 1.0
         whole = not self._access.opaque and len(matched) == len(self._access.conditions)
-        share = math.prod(self._range_share(each) if each.test is Test.RANGE else self._share(each) for each in matched)
+        share = math.prod(
+            self._range_share(each) if each.test is Check.RANGE else self._share(each) for each in matched
+        )
         return min(share * partial, self._answered_share()) if whole else share * partial
 
     def _range_share(self, condition: Condition) -> float:
@@ -410,7 +416,7 @@ _ENOUGH_SHARE = 50.0
 def _bounds(condition: Condition, order: Sequence[Order]) -> bool:
     """Tell whether a range says where in the order to begin, as a page does."""
     names = [each.key for each in order]
-    return condition.test is Test.RANGE and list(condition.columns) == names[: len(condition.columns)]
+    return condition.test is Check.RANGE and list(condition.columns) == names[: len(condition.columns)]
 
 
 def _begins(index: Index, keys: Sequence[str], predicates: Iterable[str]) -> bool:
@@ -470,10 +476,9 @@ def _covers(other: _Candidate, each: _Candidate) -> bool:
     ) <= {*other.columns, *other.included}
 
 
-def _pays(wanted: _Wanted, limits: Limits) -> bool:
-    """Tell whether an index saves more than it costs those who write."""
-    table = wanted.candidate.table
-    return wanted.gain_ms > table.writes * limits.write_ms
+def _pays(wanted: _Wanted, share: float, limits: Limits) -> bool:
+    """Tell whether an index saves more than it costs those who write; `share` of the writes is of the same time."""
+    return wanted.gain_ms > wanted.candidate.table.writes * share * limits.write_ms
 
 
 def _advice(facts: Facts, wanted: _Wanted) -> Advice:

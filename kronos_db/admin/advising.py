@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from kronos_db.admin.advice import Advice, Facts, Kind, Limits, Statement
+from kronos_db.admin.advice import PERIOD, Advice, Facts, Kind, Limits, Statement
 from kronos_db.admin.advice_existing import advise_existing
 from kronos_db.admin.advice_missing import advise_missing
 from kronos_db.admin.changes import AdviceGoneError, Mean
@@ -17,8 +17,6 @@ from kronos_db.admin.statement_store import Sources, StatementStore
 from kronos_db.admin.statements import Cost, Period, SourceState
 from kronos_db.runtime.errors import UnavailableError
 
-# Statements of so long count.
-PERIOD = timedelta(days=7)
 _MOST_STATEMENTS = 1_000
 
 
@@ -84,8 +82,8 @@ class Advisor:
         return {str(cost.query_id): Mean(cost.calls, cost.total_us / cost.calls / 1000) for cost in costs}
 
     def _facts(self, domain: str) -> Facts:
-        with self._sources.connected(domain) as direct:
-            return facts_of(direct, domain, self._statements(domain))
+        with self._sources.connected(domain) as direct, self._sources.replicas(domain) as replicas:
+            return facts_of(direct, domain, self._statements(domain), replicas)
 
     def _statements(self, domain: str) -> Sequence[Statement]:
         now = datetime.now(UTC)

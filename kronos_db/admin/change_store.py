@@ -40,7 +40,7 @@ _ASIDE = 10.0
 # Seconds that a lock is waited for when a leftover is dropped.
 _DROP_LOCK = 30.0
 # A build whose process is gone ends soon after: so often its backend looks whether somebody still waits for it.
-_CONNECTION_CHECK = "2s"
+_CONNECTION_CHECK = "1s"
 _log = structlog.get_logger(__name__)
 
 # What the statements of a domain took between two times, by query id.
@@ -111,6 +111,9 @@ class ChangeStore:
 
     def _run(self, change: Change, lock_timeout: float, active: Callable[[], bool]) -> Iterator[Progress]:
         with self._owner(change.domain, lock_timeout, 0.0) as builder, self._owner(change.domain) as watcher:
+            if any(busy and not valid for _name, valid, busy in self._found(change, watcher)):
+                # Somebody else's, by hand.
+                raise ChangeRunningError
             # Of an earlier attempt under the same name.
             self._drop_leftovers(change, builder)
             build = _Build(builder, change.statement)
@@ -126,6 +129,8 @@ class ChangeStore:
 
     def settle(self, held: Held, judged_after: timedelta, means: Means) -> None:
         """Finish or clear away what a process that died has left, and undo what did not help. Background work."""
+        if not self._in(ChangeState.RUNNING) and not self._in(ChangeState.DONE):
+            return
         try:
             with self._locked():
                 self._settle_all()
@@ -182,6 +187,8 @@ class ChangeStore:
             return
         if not verdict.keep:
             with self._owner(change.domain, _DROP_LOCK, 0.0) as direct:
+                # Of an earlier attempt at it.
+                self._drop_leftovers(change, direct)
                 direct.run(change.undo)
         self._end(change, ChangeState.KEPT if verdict.keep else ChangeState.UNDONE, verdict.why)
 

@@ -28,8 +28,8 @@ def facts_of(
         column = Column(*rest)
         columns.setdefault(table, {})[column.name] = column
     tables = {}
-    for name, rows, size, writes, key in direct.fetch_all(_QUERIES["tables"], params, lambda *row: row):
-        tables[name] = Table(domain, name, rows, size, writes, columns.get(name, {}), key)
+    for name, rows, size, writes, key, partitioned in direct.fetch_all(_QUERIES["tables"], params, lambda *row: row):
+        tables[name] = Table(domain, name, rows, size, writes, columns.get(name, {}), key, partitioned)
     indexes = direct.fetch_all(_QUERIES["indexes"], params, Index)
     for replica in replicas:
         scans = {index.name: index.scans for index in replica.fetch_all(_QUERIES["indexes"], params, Index)}

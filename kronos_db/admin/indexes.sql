@@ -25,7 +25,8 @@ SELECT
             ON attribute.attrelid = class.oid AND attribute.attnum = key.number
         WHERE index.indrelid = class.oid AND index.indisprimary
         ORDER BY key.place
-    )
+    ),
+    class.relkind = 'p'
 FROM pg_catalog.pg_class AS class
 LEFT JOIN pg_catalog.pg_stat_all_tables AS stat ON stat.relid = class.oid
 WHERE class.relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from kronos_db.admin.advising import Advisor
@@ -23,14 +23,20 @@ _JUDGED_AFTER = timedelta(hours=1)
 class Operations:
     """Statements and indexes of all domains.
 
-    `straight` has the DSN of each domain's role past any pooler, `owners` that of the role that owns its tables;
-    `scratch` is the DSN of a database to try indexes out in.
+    `straight` has the DSN of each domain's role past any pooler, `replicas` those of its standbys, `owners` that of the
+    role that owns its tables; `scratch` is the DSN of a database to try indexes out in.
     """
 
     def __init__(
-        self, database: Database, straight: Mapping[str, str], owners: Mapping[str, str], scratch: str | None
+        self,
+        database: Database,
+        straight: Mapping[str, str],
+        *,
+        replicas: Mapping[str, Sequence[str]],
+        owners: Mapping[str, str],
+        scratch: str | None,
     ) -> None:
-        sources, store = Sources(straight), StatementStore(database)
+        sources, store = Sources(straight, replicas), StatementStore(database)
         self._reader = Reader(sources, store, ISSUED)
         self._advisor = Advisor(sources, store, self._reader)
         self._changes = ChangeStore(database, owners, straight[database.domain])

@@ -34,7 +34,7 @@ _RANGES = frozenset({"<", "<=", ">", ">="})
 _CONTAINS = frozenset({"@>", "&&", "?", "?|", "?&", "@@", "@?"})
 
 
-class Test(Enum):
+class Check(Enum):
     """How a condition tests its key."""
 
     EQUAL = "="
@@ -53,7 +53,7 @@ class Condition:
     """
 
     key: str
-    test: Test
+    test: Check
     columns: tuple[str, ...]
     operator: str = ""
     joins: tuple[str, str] | None = None
@@ -215,7 +215,7 @@ class _Reader:
                     continue
                 other = next((a for a in theirs if name in self._columns[scope[a].table]), None)
                 if other is not None:
-                    scope[alias].conditions.append(Condition(name, Test.EQUAL, (name,), joins=(other, name)))
+                    scope[alias].conditions.append(Condition(name, Check.EQUAL, (name,), joins=(other, name)))
 
     def _read_qual(self, qual: Any, scope: Mapping[str, Access], known: Mapping[str, Access]) -> None:
         touched = self._touched(qual, known)
@@ -237,7 +237,7 @@ class _Reader:
             name = self._column_of(bare, alias, known)
             if name is None:
                 return None
-            return Condition(name, Test.FIXED, (name,), sql=f"NOT {_sql(name)}" if negated else _sql(name))
+            return Condition(name, Check.FIXED, (name,), sql=f"NOT {_sql(name)}" if negated else _sql(name))
         if _is(qual, ast.SubLink):
             return self._in_query(qual, alias, known)
         return self._comparison(qual, _At(alias, known)) if _is(qual, ast.A_Expr) else None
@@ -247,21 +247,21 @@ class _Reader:
         if name is None:
             return None
         ending = "IS NULL" if qual.nulltesttype == NullTestType.IS_NULL else "IS NOT NULL"
-        return Condition(name, Test.FIXED, (name,), sql=f"{_sql(name)} {ending}")
+        return Condition(name, Check.FIXED, (name,), sql=f"{_sql(name)} {ending}")
 
     def _in_query(self, qual: Any, alias: str, known: Mapping[str, Access]) -> Condition | None:
         name = self._column_of(qual.testexpr, alias, known) if qual.testexpr is not None else None
         # How many rows the inner query gives is not known: as if it joined something.
-        return None if name is None else Condition(name, Test.EQUAL, (name,), joins=("", ""))
+        return None if name is None else Condition(name, Check.EQUAL, (name,), joins=("", ""))
 
     def _comparison(self, qual: Any, at: _At) -> Condition | None:
         operator: str = qual.name[-1].sval
         if qual.kind in {A_Expr_Kind.AEXPR_IN, A_Expr_Kind.AEXPR_OP_ANY}:
             if operator != "=" or at.alias in self._touched(qual.rexpr, at.known):
                 return None
-            return self._keyed(qual.lexpr, at, Test.EQUAL, "=")
+            return self._keyed(qual.lexpr, at, Check.EQUAL, "=")
         if qual.kind in {A_Expr_Kind.AEXPR_BETWEEN, A_Expr_Kind.AEXPR_BETWEEN_SYM}:
-            found = self._keyed(qual.lexpr, at, Test.RANGE, "<")
+            found = self._keyed(qual.lexpr, at, Check.RANGE, "<")
             return found and replace(found, both_sides=True)
         sides = self._sides(qual, at)
         test = _test_of(operator, turned=sides is not None and sides[0] is qual.rexpr)
@@ -276,16 +276,16 @@ class _Reader:
             return None
         return (qual.lexpr, qual.rexpr) if left else (qual.rexpr, qual.lexpr)
 
-    def _keyed(self, mine: Any, at: _At, test: Test, operator: str, other: Any = None) -> Condition | None:
+    def _keyed(self, mine: Any, at: _At, test: Check, operator: str, other: Any = None) -> Condition | None:
         if _is(mine, ast.RowExpr):
-            return self._row(mine, at, operator) if test is Test.RANGE else None
+            return self._row(mine, at, operator) if test is Check.RANGE else None
         name = self._column_of(mine, *at)
         if name is not None:
-            literal = _literal(other) if test is Test.EQUAL else None
+            literal = _literal(other) if test is Check.EQUAL else None
             sql = f"{_sql(name)} = {literal}" if literal is not None else ""
             return Condition(name, test, (name,), operator, self._joined(other, *at), sql=sql)
         expression = self._expression(mine, *at)
-        if expression is None or test is Test.CONTAINS:
+        if expression is None or test is Check.CONTAINS:
             return None
         key, columns = expression
         return Condition(key, test, columns, operator, expression=True)
@@ -296,7 +296,7 @@ class _Reader:
         columns = tuple(name for name in names if name is not None)
         if len(columns) != len(names):
             return None
-        return Condition(columns[0], Test.RANGE, columns, operator)
+        return Condition(columns[0], Check.RANGE, columns, operator)
 
     def _joined(self, other: Any, alias: str, known: Mapping[str, Access]) -> tuple[str, str] | None:
         """Return where the other side of an equality comes from, when it is of another table."""
@@ -376,10 +376,10 @@ def _add(access: Access, condition: Condition) -> None:
     for place, known in enumerate(access.conditions):
         if known == condition:
             return
-        if known.test is condition.test is Test.RANGE and known.key == condition.key:
+        if known.test is condition.test is Check.RANGE and known.key == condition.key:
             opposite = known.operator[:1] != condition.operator[:1]
             access.conditions[place] = Condition(
-                known.key, Test.RANGE, known.columns, "<", None, known.expression, "", known.both_sides or opposite
+                known.key, Check.RANGE, known.columns, "<", None, known.expression, "", known.both_sides or opposite
             )
             return
     access.conditions.append(condition)
@@ -435,12 +435,12 @@ def _walk(node: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
         yield from _walk(getattr(node, name), wanted)
 
 
-def _test_of(operator: str, *, turned: bool) -> Test | None:
+def _test_of(operator: str, *, turned: bool) -> Check | None:
     if operator == "=":
-        return Test.EQUAL
+        return Check.EQUAL
     if operator in _RANGES:
-        return Test.RANGE
-    return Test.CONTAINS if operator in _CONTAINS and not turned else None
+        return Check.RANGE
+    return Check.CONTAINS if operator in _CONTAINS and not turned else None
 
 
 def _literal(node: Any) -> str | None:

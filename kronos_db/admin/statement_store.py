@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -51,11 +51,12 @@ _PURGED_AT_ONCE = 20
 
 
 class Sources:
-    """The databases of the domains, straight, as each domain's role; `dsns` by domain."""
+    """The databases of the domains, straight, as each domain's role; `dsns` by domain, and so their `replicas`."""
 
-    def __init__(self, dsns: Mapping[str, str]) -> None:
+    def __init__(self, dsns: Mapping[str, str], replicas: Mapping[str, Sequence[str]] | None = None) -> None:
         self.domains = tuple(dsns)
         self._dsns = dsns
+        self._replicas = replicas or {}
 
     @contextmanager
     def connected(self, domain: str) -> Iterator[OperatorConnection]:
@@ -64,6 +65,16 @@ class Sources:
             raise UnknownDomainError(metadata={"domain": domain})
         with connected(self._dsns[domain], "observe", _STATEMENT_TIMEOUT) as direct:
             yield direct
+
+    @contextmanager
+    def replicas(self, domain: str) -> Iterator[list[OperatorConnection]]:
+        """Give connections to the standbys of a domain that answer."""
+        with ExitStack() as stack:
+            found = []
+            for dsn in self._replicas.get(domain, ()):
+                with suppress(UnavailableError):
+                    found.append(stack.enter_context(connected(dsn, "observe", _STATEMENT_TIMEOUT)))
+            yield found
 
     def read(self) -> list[Reading]:
         """Return the counters of every domain, or why there are none."""

@@ -208,3 +208,46 @@ def test_the_servers_own_schemas_ask_for_no_new_index(admin: Any) -> None:
     answer = admin.AdviseIndexes(indexes_pb2.AdviseIndexesRequest())
     made = [each.statement for each in answer.advices if each.kind == indexes_pb2.INDEX_ADVICE_KIND_MISSING]
     assert made == []
+
+
+def test_who_stops_reading_cancels_the_build(serving: Serving, admin: Any) -> None:
+    dsn = serving.settings.domain_direct_dsn("users") or ""
+    with psycopg.connect(dsn, autocommit=True) as owner, psycopg.connect(dsn) as writer:
+        owner.execute("CREATE INDEX users_once ON users.users (update_time, state)")
+        owner.execute("CREATE INDEX users_again ON users.users (update_time, state)")
+        try:
+            answer = admin.AdviseIndexes(indexes_pb2.AdviseIndexesRequest(domain="users"))
+            (advice,) = [each for each in answer.advices if each.kind == indexes_pb2.INDEX_ADVICE_KIND_DUPLICATE]
+            # The drop waits for this transaction.
+            writer.execute("LOCK TABLE users.users IN ROW EXCLUSIVE MODE")
+            request = indexes_pb2.ApplyIndexAdviceRequest(advice_id=advice.id, request_id=str(uuid.uuid4()))
+            stream = admin.ApplyIndexAdvice(request)
+            assert next(stream).change.state == indexes_pb2.INDEX_CHANGE_STATE_RUNNING
+            eventually(lambda: building(owner), LIMIT)
+            (pid,) = building(owner)
+            stream.cancel()
+            eventually(lambda: pid not in building(owner), LIMIT)
+            # To clear away what it left waits for that transaction too.
+            writer.rollback()
+            eventually(lambda: changed(admin, request.request_id) != indexes_pb2.INDEX_CHANGE_STATE_RUNNING, LIMIT)
+            left = owner.execute("SELECT 1 FROM pg_index WHERE NOT indisvalid").fetchall()
+            assert left == []
+        finally:
+            writer.rollback()
+            owner.execute("DROP INDEX IF EXISTS users.users_once, users.users_again")
+
+
+def building(owner: psycopg.Connection[Any]) -> list[int]:
+    """The processes that run the statement of a change."""
+    found = owner.execute(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'kronos-db:index' AND datname = current_database()"
+        " AND state = 'active' AND query LIKE 'DROP INDEX%'"
+    )
+    return [row[0] for row in found]
+
+
+def changed(admin: Any, change_id: str) -> int:
+    """The state of a change."""
+    changes = admin.ListIndexChanges(indexes_pb2.ListIndexChangesRequest()).index_changes
+    state: int = next(each.state for each in changes if each.id == change_id)
+    return state

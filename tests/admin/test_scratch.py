@@ -66,14 +66,17 @@ def test_what_an_index_gains_and_costs_is_measured(postgres: EmbeddedPostgres, s
     advices = advise_missing(facts, LIMITS)
     assert len(advices) >= len(STATEMENTS)
     with scratch_of(postgres, dsn) as (scratch, there):
+        faster = 0
         for advice in advices:
             measured = scratch.measured(facts, advice).measured
             assert measured is not None, scratch.measured(facts, advice).evidence
             assert measured.used, advice.statement
-            assert measured.after_ms < measured.before_ms
+            faster += measured.after_ms < 0.5 * measured.before_ms
             assert measured.size > 0
             assert measured.write_us >= 0
             assert measured.sampled_rows >= 8000
+        # The join wants two: the one that finds its customer is used, but alone it saves little.
+        assert faster >= len(advices) - 1
         assert schemas_in(there) == set()
 
 

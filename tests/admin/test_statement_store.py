@@ -199,10 +199,10 @@ def test_pages_are_stable_and_name_every_statement_once(world: World) -> None:
                 )
     world.snapshot()
     until = world.store.last_taken()
-    for order in range(1, 7):
+    for order in (1, 2, 5):
         whole = world.costs(order=order, until=until)
         last, found = None, []
-        while page := world.costs(order=order, until=until, last=last, limit=3):
+        while page := world.costs(order=order, until=until, last=last, limit=5):
             found += page
             last = (page[-1].weight, page[-1].domain, page[-1].query_id)
             # What comes meanwhile is of no concern.
