@@ -32,6 +32,28 @@ _WRITTEN_ROWS = 5_000
 _TIMES = 3
 _MOST_STATEMENTS = 3
 
+# Statements over tables that are made for the trial alone. A value as text, of one of the first rows; of JSON documents
+# that of a member.
+_ROW = "(SELECT count(*) / 2 FROM (SELECT FROM {table} WHERE {column} IS NOT NULL LIMIT 1000) AS few)"
+_VALUE = f"""
+SELECT CASE WHEN {{member}} = '' THEN {{column}}::text ELSE to_jsonb({{column}}) ->> {{member}} END
+FROM {{table}} WHERE {{column}} IS NOT NULL OFFSET {_ROW} LIMIT 1
+"""  # noqa: S608 - names are quoted
+# What a value contains: the first element of an array, the last member of a JSON object.
+_ELEMENT = f"""
+SELECT CASE jsonb_typeof(value.document)
+    WHEN 'object' THEN (
+        SELECT jsonb_build_object(member.key, member.value)::text
+        FROM jsonb_each(CASE jsonb_typeof(value.document) WHEN 'object' THEN value.document END) AS member
+        ORDER BY member.key DESC LIMIT 1
+    )
+    WHEN 'array' THEN value.document ->> 0
+END
+FROM (
+    SELECT to_jsonb({{column}}) AS document FROM {{table}} WHERE {{column}} IS NOT NULL OFFSET {_ROW} LIMIT 1
+) AS value
+"""  # noqa: S608 - names are quoted
+
 
 class _NotTriableError(Exception):
     """An index cannot be tried out; the text says why."""
@@ -168,21 +190,24 @@ class _Trial:
         table = next((each for each in self._tables if parameter.column in each.columns), None)
         if table is None:
             raise _NotTriableError(f"a parameter is compared with {parameter.column}, which no table here has")
-        query = _QUERIES["element" if parameter.contained else "value"]
-        text = query.text.replace("__column__", quoted(parameter.column)).replace(
-            "__table__", f"{quoted(table.schema)}.{quoted(table.name)}"
+        text = _ELEMENT if parameter.contained else _VALUE
+        found = self._scratch.ask(
+            text.format(
+                table=f"{quoted(table.schema)}.{quoted(table.name)}",
+                column=quoted(parameter.column),
+                member=_literal(parameter.member),
+            )
         )
-        found = self._scratch.fetch_one(replace(query, text=text), {"member": parameter.member}, _text)
         if found is None:
             raise _NotTriableError(f"there is no value of {parameter.column}")
         column = table.columns[parameter.column]
         if parameter.array or (parameter.contained and parameter.whole and column.type.endswith("[]")):
             found = '{"' + found.replace("\\", "\\\\").replace('"', '\\"') + '"}'
-        return "'" + found.replace("'", "''") + "'"
+        return _literal(str(found))
 
 
-def _text(value: str | None) -> str | None:
-    return value
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _write_cost(scratch: OperatorConnection, advice: Advice, schema: str, rows: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -83,10 +84,15 @@ class Sources:
     def _read(self, domain: str) -> Reading:
         try:
             with self.connected(domain) as direct:
-                able = direct.fetch_one(QUERIES["extension"], {}, lambda _path, able: bool(able))
+                found = direct.fetch_one(QUERIES["extension"], {}, lambda *row: row)
+                if found is None:
+                    return Reading(domain, SourceState.EXTENSION_MISSING)
+                schema, able = found
                 if not able:
-                    return Reading(domain, SourceState.EXTENSION_MISSING if able is None else SourceState.TOO_OLD)
-                return Reading(domain, SourceState.COUNTED, direct.fetch_all(QUERIES["counters"], {}, Counter))
+                    return Reading(domain, SourceState.TOO_OLD)
+                query = QUERIES["counters"]
+                query = replace(query, text=query.text.replace("public.pg_stat", f"{schema}.pg_stat"))
+                return Reading(domain, SourceState.COUNTED, direct.fetch_all(query, {}, Counter))
         except psycopg.errors.ObjectNotInPrerequisiteState:
             return Reading(domain, SourceState.NOT_LOADED)
         except UnavailableError:

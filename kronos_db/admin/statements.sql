@@ -2,21 +2,22 @@
 -- which sees its own statements and sessions in full, and no other's.
 
 -- name: extension
--- Where pg_stat_statements is in this database, as search_path, and whether it tells since when it counts (1.11,
+-- The schema of pg_stat_statements in this database, quoted, and whether it tells since when it counts (1.11,
 -- PostgreSQL 17); no row without it.
 SELECT
-    pg_catalog.set_config('search_path', 'pg_catalog, ' || quote_ident(space.nspname), false),
+    quote_ident(space.nspname),
     string_to_array(extension.extversion, '.')::int[] >= ARRAY[1, 11]
 FROM pg_catalog.pg_extension AS extension
 JOIN pg_catalog.pg_namespace AS space ON space.oid = extension.extnamespace
 WHERE extension.extname = 'pg_stat_statements';
 
 -- name: counters
--- The counters of this role's statements in this database, by what pg_stat_statements tells them apart.
+-- The counters of this role's statements in this database, by what pg_stat_statements tells them apart. Its schema may
+-- be another one.
 SELECT
     queryid, toplevel, stats_since, calls, round(total_exec_time * 1000)::bigint, rows, shared_blks_hit,
     shared_blks_read, temp_blks_written * current_setting('block_size')::bigint, wal_bytes::bigint, query
-FROM pg_stat_statements
+FROM public.pg_stat_statements
 WHERE userid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)
     AND dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
     AND queryid IS NOT NULL AND calls > 0;

@@ -37,7 +37,6 @@ def facts(postgres: EmbeddedPostgres) -> Iterator[Facts]:
             connection.execute("SELECT pg_stat_force_next_flush()")
         written = {fingerprint(numbered(text)): numbered(text) for text in (*shop.WANTING, *shop.WITHOUT)}
         with connected(dsn, "test", 30.0) as direct:
-            direct.fetch_all(QUERIES["extension"], {}, lambda *row: row)
             counters = direct.fetch_all(QUERIES["counters"], {}, Counter)
             statements = [
                 Statement(

@@ -221,6 +221,11 @@ def test_without_the_extension_the_state_says_so_and_the_rest_goes_on(world: Wor
             assert {reading.state for reading in world.sources.read()} == {SourceState.EXTENSION_MISSING}
             world.snapshot()
             assert {source.state for source in world.store.sources()} == {SourceState.EXTENSION_MISSING}
+            connection.execute('CREATE SCHEMA "Odd place"')
+            connection.execute('GRANT USAGE ON SCHEMA "Odd place" TO PUBLIC')
+            connection.execute('CREATE EXTENSION pg_stat_statements SCHEMA "Odd place"')
+            assert {reading.state for reading in world.sources.read()} == {SourceState.COUNTED}
+            connection.execute("DROP EXTENSION pg_stat_statements")
             connection.execute("CREATE EXTENSION pg_stat_statements SCHEMA public VERSION '1.10'")
             assert {reading.state for reading in world.sources.read()} == {SourceState.TOO_OLD}
         finally:
