@@ -6,7 +6,7 @@ found: conditions that all must hold, on a column alone or on an expression of o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, NamedTuple
@@ -23,13 +23,21 @@ from pglast.enums import (
     SortByNulls,
     SubLinkType,
 )
-from pglast.stream import RawStream
+
+from kronos_db.admin.tree import (
+    column_sql,
+    conjuncts,
+    folds_rows,
+    is_a,
+    literal_of,
+    names_of_queries,
+    other_sources,
+    queries_within,
+    walk,
+)
 
 # Functions of one column that an index may hold: they give the same for ever, whatever the settings.
 _IMMUTABLE = frozenset({"lower", "upper", "md5", "length", "abs", "btrim", "char_length"})
-_AGGREGATES = frozenset(
-    {"count", "sum", "avg", "min", "max", "bool_and", "bool_or", "array_agg", "string_agg", "json_agg", "jsonb_agg"}
-)
 _RANGES = frozenset({"<", "<=", ">", ">="})
 _CONTAINS = frozenset({"@>", "&&", "?", "?|", "?&", "@@", "@?"})
 
@@ -128,18 +136,18 @@ class _Reader:
 
     def read(self, node: Any, around: Mapping[str, Access], *, each_row: bool = False) -> None:
         """Read a query whose surroundings know the accesses `around`; `each_row`: it gives a value for each row."""
-        if _is(node, ast.SelectStmt) and node.op != SetOperation.SETOP_NONE:
+        if is_a(node, ast.SelectStmt) and node.op != SetOperation.SETOP_NONE:
             self.read(node.larg, around, each_row=each_row)
             self.read(node.rarg, around, each_row=each_row)
             self._read_ctes(node, around)
             return
-        if _is(node, ast.ExplainStmt):
+        if is_a(node, ast.ExplainStmt):
             self.read(node.query, around)
             return
-        if not _is(node, ast.SelectStmt, ast.UpdateStmt, ast.DeleteStmt, ast.InsertStmt):
+        if not is_a(node, ast.SelectStmt, ast.UpdateStmt, ast.DeleteStmt, ast.InsertStmt):
             return
         self._read_ctes(node, around)
-        if _is(node, ast.InsertStmt):
+        if is_a(node, ast.InsertStmt):
             if node.selectStmt is not None:
                 self.read(node.selectStmt, around)
             return
@@ -154,20 +162,20 @@ class _Reader:
         scope: dict[str, Access] = {}
         quals: list[Any] = []
         others = 0
-        hidden = _cte_names(node)
-        froms = list((node.fromClause if _is(node, ast.SelectStmt) else _extra_from(node)) or ())
-        if not _is(node, ast.SelectStmt):
+        hidden = names_of_queries(node)
+        froms = list((node.fromClause if is_a(node, ast.SelectStmt) else other_sources(node)) or ())
+        if not is_a(node, ast.SelectStmt):
             froms.insert(0, node.relation)
         for item in froms:
             others += self._read_from(item, scope, quals, hidden, around, outer=False)
         if node.whereClause is not None:
-            quals.extend(_conjuncts(node.whereClause))
+            quals.extend(conjuncts(node.whereClause))
         known = {**around, **scope}
         for qual in quals:
             self._read_qual(qual, scope, known)
-        if _is(node, ast.SelectStmt):
+        if is_a(node, ast.SelectStmt):
             self._read_output(node, scope, others)
-        for link in _sublinks(node, froms):
+        for link in queries_within(node, froms):
             self.read(link.subselect, known, each_row=link.subLinkType == SubLinkType.EXPR_SUBLINK)
         for access in scope.values():
             access.around, access.each_row = around, each_row
@@ -185,14 +193,14 @@ class _Reader:
         outer: bool,
     ) -> int:
         """Take in one item of FROM; return how many sources it has that are no tables of ours."""
-        if _is(item, ast.RangeVar):
+        if is_a(item, ast.RangeVar):
             ours = item.schemaname in {None, self._schema} and item.relname in self._columns
             if not ours or (item.schemaname is None and item.relname in hidden):
                 return 1
             alias = item.alias.aliasname if item.alias is not None else item.relname
             scope[alias] = Access(alias, item.relname, outer=outer)
             return 0
-        if _is(item, ast.JoinExpr):
+        if is_a(item, ast.JoinExpr):
             left = outer or item.jointype in {JoinType.JOIN_RIGHT, JoinType.JOIN_FULL}
             right = outer or item.jointype in {JoinType.JOIN_LEFT, JoinType.JOIN_FULL}
             before = set(scope)
@@ -200,11 +208,11 @@ class _Reader:
             middle = set(scope) - before
             count += self._read_from(item.rarg, scope, quals, hidden, around, outer=right)
             if item.quals is not None:
-                quals.extend(_conjuncts(item.quals))
+                quals.extend(conjuncts(item.quals))
             for name in item.usingClause or ():
                 self._join_using(name.sval, scope, middle, set(scope) - before - middle)
             return count
-        if _is(item, ast.RangeSubselect):
+        if is_a(item, ast.RangeSubselect):
             self.read(item.subquery, {**around, **scope})
         return 1
 
@@ -229,25 +237,25 @@ class _Reader:
 
     def _condition(self, qual: Any, alias: str, known: Mapping[str, Access]) -> Condition | None:
         """Return what `qual` says of one table, when an index can serve it."""
-        if _is(qual, ast.NullTest):
+        if is_a(qual, ast.NullTest):
             return self._null_test(qual, alias, known)
-        negated = _is(qual, ast.BoolExpr) and qual.boolop == BoolExprType.NOT_EXPR
+        negated = is_a(qual, ast.BoolExpr) and qual.boolop == BoolExprType.NOT_EXPR
         bare = qual.args[0] if negated else qual
-        if _is(bare, ast.ColumnRef):
+        if is_a(bare, ast.ColumnRef):
             name = self._column_of(bare, alias, known)
             if name is None:
                 return None
-            return Condition(name, Check.FIXED, (name,), sql=f"NOT {_sql(name)}" if negated else _sql(name))
-        if _is(qual, ast.SubLink):
+            return Condition(name, Check.FIXED, (name,), sql=f"NOT {column_sql(name)}" if negated else column_sql(name))
+        if is_a(qual, ast.SubLink):
             return self._in_query(qual, alias, known)
-        return self._comparison(qual, _At(alias, known)) if _is(qual, ast.A_Expr) else None
+        return self._comparison(qual, _At(alias, known)) if is_a(qual, ast.A_Expr) else None
 
     def _null_test(self, qual: Any, alias: str, known: Mapping[str, Access]) -> Condition | None:
         name = self._column_of(qual.arg, alias, known)
         if name is None:
             return None
         ending = "IS NULL" if qual.nulltesttype == NullTestType.IS_NULL else "IS NOT NULL"
-        return Condition(name, Check.FIXED, (name,), sql=f"{_sql(name)} {ending}")
+        return Condition(name, Check.FIXED, (name,), sql=f"{column_sql(name)} {ending}")
 
     def _in_query(self, qual: Any, alias: str, known: Mapping[str, Access]) -> Condition | None:
         name = self._column_of(qual.testexpr, alias, known) if qual.testexpr is not None else None
@@ -277,12 +285,12 @@ class _Reader:
         return (qual.lexpr, qual.rexpr) if left else (qual.rexpr, qual.lexpr)
 
     def _keyed(self, mine: Any, at: _At, test: Check, operator: str, other: Any = None) -> Condition | None:
-        if _is(mine, ast.RowExpr):
+        if is_a(mine, ast.RowExpr):
             return self._row(mine, at, operator) if test is Check.RANGE else None
         name = self._column_of(mine, *at)
         if name is not None:
-            literal = _literal(other) if test is Check.EQUAL else None
-            sql = f"{_sql(name)} = {literal}" if literal is not None else ""
+            literal = literal_of(other) if test is Check.EQUAL else None
+            sql = f"{column_sql(name)} = {literal}" if literal is not None else ""
             return Condition(name, test, (name,), operator, self._joined(other, *at), sql=sql)
         expression = self._expression(mine, *at)
         if expression is None or test is Check.CONTAINS:
@@ -305,26 +313,26 @@ class _Reader:
 
     def _expression(self, node: Any, alias: str, known: Mapping[str, Access]) -> tuple[str, tuple[str, ...]] | None:
         """Return an expression as an index would hold it, with its columns; None when none could."""
-        if _is(node, ast.FuncCall):
+        if is_a(node, ast.FuncCall):
             names = [part.sval for part in node.funcname]
             if names[-1] not in _IMMUTABLE or len(node.args or ()) != 1 or len(names) > 2:  # noqa: PLR2004 - schema, name
                 return None
             inner = self._column_of(node.args[0], alias, known)
-            return None if inner is None else (f"{names[-1]}({_sql(inner)})", (inner,))
-        if _is(node, ast.A_Expr) and node.kind == A_Expr_Kind.AEXPR_OP and node.name[-1].sval == "->>":
-            inner, literal = self._column_of(node.lexpr, alias, known), _literal(node.rexpr)
+            return None if inner is None else (f"{names[-1]}({column_sql(inner)})", (inner,))
+        if is_a(node, ast.A_Expr) and node.kind == A_Expr_Kind.AEXPR_OP and node.name[-1].sval == "->>":
+            inner, literal = self._column_of(node.lexpr, alias, known), literal_of(node.rexpr)
             # pg_stat_statements puts a parameter in the key's place: then it is not known which one.
-            return (f"({_sql(inner)} ->> {literal})", (inner,)) if inner and literal else None
+            return (f"({column_sql(inner)} ->> {literal})", (inner,)) if inner and literal else None
         return None
 
     def _column_of(self, node: Any, alias: str, known: Mapping[str, Access]) -> str | None:
-        if not _is(node, ast.ColumnRef):
+        if not is_a(node, ast.ColumnRef):
             return None
         found = self._resolve(node, known)
         return found[1] if found is not None and found[0] == alias else None
 
     def _resolve(self, node: Any, known: Mapping[str, Access]) -> tuple[str, str] | None:
-        parts = [part.sval for part in node.fields if _is(part, ast.String)]
+        parts = [part.sval for part in node.fields if is_a(part, ast.String)]
         if len(parts) != len(node.fields):
             return None
         name = parts[-1]
@@ -335,7 +343,7 @@ class _Reader:
         return (owners[-1], name) if owners else None
 
     def _references(self, node: Any, known: Mapping[str, Access]) -> Iterator[tuple[str, str]]:
-        for reference in _walk(node, lambda found: _is(found, ast.ColumnRef)):
+        for reference in walk(node, lambda found: is_a(found, ast.ColumnRef)):
             found = self._resolve(reference, known)
             if found is not None:
                 yield found
@@ -344,7 +352,7 @@ class _Reader:
         return {alias for alias, _name in self._references(node, known)}
 
     def _read_output(self, node: Any, scope: Mapping[str, Access], others: int) -> None:
-        aggregates = node.groupClause is not None or _aggregates(node.targetList)
+        aggregates = node.groupClause is not None or folds_rows(node.targetList)
         for access in scope.values():
             access.alone = len(scope) == 1 and not others
             access.aggregates = aggregates or node.distinctClause is not None
@@ -353,7 +361,7 @@ class _Reader:
             return
         (access,) = scope.values()
         access.order = () if access.aggregates else self._order(node, access, scope)
-        if not any(_walk(node.targetList, lambda found: _is(found, ast.A_Star))):
+        if not any(walk(node.targetList, lambda found: is_a(found, ast.A_Star))):
             access.reads = frozenset(name for _alias, name in self._references(node, scope))
 
     def _order(self, node: Any, access: Access, scope: Mapping[str, Access]) -> tuple[Order, ...]:
@@ -364,11 +372,6 @@ class _Reader:
                 return ()
             keys.append(Order(name, sort.sortby_dir == SortByDir.SORTBY_DESC))
         return tuple(keys)
-
-
-def _is(node: Any, *kinds: type[ast.Node]) -> bool:
-    """Tell the kind of a node; its parts stay untyped, for pglast says of each that it may be absent."""
-    return isinstance(node, kinds)
 
 
 def _add(access: Access, condition: Condition) -> None:
@@ -385,73 +388,9 @@ def _add(access: Access, condition: Condition) -> None:
     access.conditions.append(condition)
 
 
-def _conjuncts(node: Any) -> Iterator[Any]:
-    if _is(node, ast.BoolExpr) and node.boolop == BoolExprType.AND_EXPR:
-        for part in node.args:
-            yield from _conjuncts(part)
-    else:
-        yield node
-
-
-def _extra_from(node: Any) -> Any:
-    return node.fromClause if _is(node, ast.UpdateStmt) else node.usingClause
-
-
-def _cte_names(node: Any) -> frozenset[str]:
-    clause = node.withClause
-    return frozenset(cte.ctename for cte in clause.ctes) if clause is not None else frozenset()
-
-
-def _sublinks(node: Any, froms: Sequence[Any]) -> Iterator[Any]:
-    """Yield the queries in conditions, outputs and join conditions; those in FROM were read with it."""
-    parts = [node.whereClause, getattr(node, "targetList", None), getattr(node, "havingClause", None)]
-    parts += [join.quals for item in froms for join in _walk(item, lambda found: _is(found, ast.JoinExpr))]
-    for part in parts:
-        yield from _walk(part, lambda found: _is(found, ast.SubLink))
-
-
-def _aggregates(targets: Any) -> bool:
-    calls = _walk(targets, lambda found: _is(found, ast.FuncCall))
-    return any(call.over is None and call.funcname[-1].sval in _AGGREGATES for call in calls)
-
-
-def _walk(node: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
-    """Yield the nodes that are `wanted` below `node`, not those in queries within it."""
-    if node is None:
-        return
-    if isinstance(node, tuple | list):
-        for part in node:
-            yield from _walk(part, wanted)
-        return
-    if not _is(node, ast.Node):
-        return
-    if wanted(node):
-        yield node
-    if _is(node, ast.SelectStmt) and not _is(node, ast.RawStmt):
-        parts: Sequence[str] = ("targetList", "whereClause", "sortClause", "groupClause", "havingClause")
-    else:
-        parts = [name for name in node if name != "subselect"]
-    for name in parts:
-        yield from _walk(getattr(node, name), wanted)
-
-
 def _test_of(operator: str, *, turned: bool) -> Check | None:
     if operator == "=":
         return Check.EQUAL
     if operator in _RANGES:
         return Check.RANGE
     return Check.CONTAINS if operator in _CONTAINS and not turned else None
-
-
-def _literal(node: Any) -> str | None:
-    """Return a constant as SQL, None for anything else and for NULL."""
-    if _is(node, ast.TypeCast):
-        node = node.arg
-    if not _is(node, ast.A_Const) or node.isnull:
-        return None
-    text: str = RawStream()(node)
-    return text
-
-
-def _sql(name: str) -> str:
-    return name if name.isidentifier() and name.islower() else '"' + name.replace('"', '""') + '"'
