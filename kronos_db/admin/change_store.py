@@ -269,7 +269,7 @@ class _Build:
     def check(self) -> None:
         """Raise what went wrong."""
         if isinstance(self._error, psycopg.Error | KronosError):
-            raise ChangeFailedError(str(self._error), metadata={"why": _said(self._error)}) from self._error
+            raise ChangeFailedError(str(self._error), metadata={"why": _said(self._error).rstrip(".")}) from self._error
         if self._error is not None:
             raise self._error
 

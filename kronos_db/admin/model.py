@@ -35,7 +35,7 @@ ERRORS: Mapping[type[KronosError], Answer] = {
         "The role of KRONOS_DB_POSTGRES_DIRECT_DSN is not that of the owner of {table}.",
     ),
     ChangeFailedError: Answer(
-        Code.FAILED_PRECONDITION, "INDEX_CHANGE_FAILED", "The index was not changed, and nothing is left of it: {why}"
+        Code.FAILED_PRECONDITION, "INDEX_CHANGE_FAILED", "The index was not changed, and nothing is left of it: {why}."
     ),
     ScratchMissingError: Answer(
         Code.FAILED_PRECONDITION, "SCRATCH_MISSING", "KRONOS_DB_SCRATCH_DSN names no database to try indexes out in."

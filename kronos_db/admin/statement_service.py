@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -69,21 +70,36 @@ class StatementHandlers:
     def ListActiveQueries(self, request: pb.ListActiveQueriesRequest, context: object) -> pb.ListActiveQueriesResponse:
         """Return what runs."""
         self._known_domain(request.domain)
+        size = page_size(request.page_size)
+        after = self._statement_page_tokens.read(request)
         answer = pb.ListActiveQueriesResponse()
+        found = [(_place(domain, session), session) for domain, session in self._sessions(request.domain, answer)]
+        following = sorted(
+            (each for each in found if after is None or each[0] > tuple(after)), key=lambda each: each[0]
+        )
         now = datetime.now(UTC)
-        for domain in [request.domain] if request.domain else self._statement_sources.domains:
+        for (domain, *_), session in following[:size]:
+            _fill_session(answer.active_queries.add(domain=domain), session, now)
+        if len(following) > size:
+            answer.next_page_token = self._statement_page_tokens.make(request, following[size - 1][0])
+        self._add_methods(answer)
+        return answer
+
+    def _sessions(self, domain: str, answer: pb.ListActiveQueriesResponse) -> Iterator[tuple[str, Session]]:
+        for each in [domain] if domain else self._statement_sources.domains:
             try:
-                sessions = self._statement_sources.sessions(domain)
+                sessions = self._statement_sources.sessions(each)
             except UnavailableError:
-                answer.unreachable_domains.append(domain)
+                answer.unreachable_domains.append(each)
                 continue
             for session in sessions:
-                _fill_session(answer.active_queries.add(domain=domain), session, now)
+                yield each, session
+
+    def _add_methods(self, answer: pb.ListActiveQueriesResponse) -> None:
         names = {active.query_name for active in answer.active_queries if active.query_name}
         methods = self._statements.methods_of(sorted(names)) if names else {}
         for active in answer.active_queries:
             active.methods.extend(methods.get(active.query_name, []))
-        return answer
 
     def CancelQuery(self, request: pb.CancelQueryRequest, context: object) -> pb.CancelQueryResponse:
         """Cancel what a session does."""
@@ -114,6 +130,11 @@ class StatementHandlers:
     def _known_domain(self, domain: str) -> None:
         if domain and domain not in self._statement_sources.domains:
             raise UnknownDomainError(metadata={"domain": domain})
+
+
+def _place(domain: str, session: Session) -> tuple[str, str, str]:
+    """Return where a session stands in the list: no two have the same place, and it keeps it."""
+    return domain, session.backend_start.astimezone(UTC).isoformat(timespec="microseconds"), str(session.pid)
 
 
 def _reset_answer(at: datetime) -> pb.ResetSlowQueriesResponse:

@@ -99,7 +99,7 @@ class Sources:
             return Reading(domain, SourceState.UNREACHABLE)
 
     def sessions(self, domain: str) -> list[Session]:
-        """Return the sessions of the role of `domain` that do something, the oldest first."""
+        """Return the sessions of the role of `domain` that do something."""
         with self.connected(domain) as direct:
             return direct.fetch_all(QUERIES["sessions"], {}, Session)
 

@@ -23,13 +23,12 @@ WHERE userid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user
     AND queryid IS NOT NULL AND calls > 0;
 
 -- name: sessions
--- This role's sessions that do something, or hold a transaction open; the oldest first.
+-- This role's sessions that do something, or hold a transaction open.
 SELECT
     pid, backend_start, xact_start, query_start, state, coalesce(wait_event_type, ''), coalesce(wait_event, ''),
     pg_catalog.pg_blocking_pids(pid), application_name, query
 FROM pg_catalog.pg_stat_activity
-WHERE usename = current_user AND datname = current_database() AND state <> 'idle' AND pid <> pg_catalog.pg_backend_pid()
-ORDER BY coalesce(xact_start, query_start), pid;
+WHERE usename = current_user AND datname = current_database() AND state <> 'idle' AND pid <> pg_catalog.pg_backend_pid();
 
 -- name: signal
 -- Cancels what a session does, or ends it: only the session that began at that time, if it is this role's, and only

@@ -118,6 +118,7 @@ class AdminServiceServicer:
         Statements.
 
         Lists the statements of the server by what they cost PostgreSQL, page by page, with the methods that issue them.
+        INVALID_ARGUMENT (DOMAIN_UNKNOWN) for a domain that is none, here and below.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +139,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelQuery(self, request, context):
-        """Cancels what a session of the server does. NOT_FOUND when that session has ended or does something else by now.
+        """Cancels what a session of the server does. NOT_FOUND (ACTIVE_QUERY_NOT_FOUND) when that session has ended or does
+        something else by now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,15 +149,18 @@ class AdminServiceServicer:
     def AdviseIndexes(self, request, context):
         """Indexes.
 
-        Advises which indexes to make, drop and make anew.
+        Advises which indexes to make, drop and make anew. To try out what is missing wants a scratch database:
+        FAILED_PRECONDITION (SCRATCH_MISSING) without one, (SCRATCH_TAKEN) when it is in use or holds somebody's schema.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApplyIndexAdvice(self, request, context):
-        """Does what is advised, without locking anybody out, and tells how far it is. One at a time: ABORTED while another one
-        runs. What did not help is undone later. FAILED_PRECONDITION when it is no longer advised.
+        """Does what is advised, without locking anybody out, and tells how far it is. What did not help is
+        undone later. One at a time: ABORTED (INDEX_CHANGE_RUNNING) while another one runs. FAILED_PRECONDITION when it is no
+        longer advised (ADVICE_OUTDATED), when the role of migrations does not own the table (TABLE_NOT_OWNED), and when
+        PostgreSQL could not do it (INDEX_CHANGE_FAILED): then nothing is left of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

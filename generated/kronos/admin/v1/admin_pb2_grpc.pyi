@@ -35,21 +35,27 @@ class AdminServiceStub:
     """Statements.
 
     Lists the statements of the server by what they cost PostgreSQL, page by page, with the methods that issue them.
+    INVALID_ARGUMENT (DOMAIN_UNKNOWN) for a domain that is none, here and below.
     """
     ResetSlowQueries: _grpc.UnaryUnaryMultiCallable[_statements_pb2.ResetSlowQueriesRequest, _statements_pb2.ResetSlowQueriesResponse]
     """Forgets what was counted until now."""
     ListActiveQueries: _grpc.UnaryUnaryMultiCallable[_statements_pb2.ListActiveQueriesRequest, _statements_pb2.ListActiveQueriesResponse]
     """Lists the sessions of the server's roles that do something or hold a transaction open, and for whom they wait."""
     CancelQuery: _grpc.UnaryUnaryMultiCallable[_statements_pb2.CancelQueryRequest, _statements_pb2.CancelQueryResponse]
-    """Cancels what a session of the server does. NOT_FOUND when that session has ended or does something else by now."""
+    """Cancels what a session of the server does. NOT_FOUND (ACTIVE_QUERY_NOT_FOUND) when that session has ended or does
+    something else by now.
+    """
     AdviseIndexes: _grpc.UnaryUnaryMultiCallable[_indexes_pb2.AdviseIndexesRequest, _indexes_pb2.AdviseIndexesResponse]
     """Indexes.
 
-    Advises which indexes to make, drop and make anew.
+    Advises which indexes to make, drop and make anew. To try out what is missing wants a scratch database:
+    FAILED_PRECONDITION (SCRATCH_MISSING) without one, (SCRATCH_TAKEN) when it is in use or holds somebody's schema.
     """
     ApplyIndexAdvice: _grpc.UnaryStreamMultiCallable[_indexes_pb2.ApplyIndexAdviceRequest, _indexes_pb2.ApplyIndexAdviceResponse]
-    """Does what is advised, without locking anybody out, and tells how far it is. One at a time: ABORTED while another one
-    runs. What did not help is undone later. FAILED_PRECONDITION when it is no longer advised.
+    """Does what is advised, without locking anybody out, and tells how far it is. What did not help is
+    undone later. One at a time: ABORTED (INDEX_CHANGE_RUNNING) while another one runs. FAILED_PRECONDITION when it is no
+    longer advised (ADVICE_OUTDATED), when the role of migrations does not own the table (TABLE_NOT_OWNED), and when
+    PostgreSQL could not do it (INDEX_CHANGE_FAILED): then nothing is left of it.
     """
     ListIndexChanges: _grpc.UnaryUnaryMultiCallable[_indexes_pb2.ListIndexChangesRequest, _indexes_pb2.ListIndexChangesResponse]
     """Lists the changes that were made, page by page, the newest first."""
@@ -91,6 +97,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Statements.
 
         Lists the statements of the server by what they cost PostgreSQL, page by page, with the methods that issue them.
+        INVALID_ARGUMENT (DOMAIN_UNKNOWN) for a domain that is none, here and below.
         """
 
     @_abc_1.abstractmethod
@@ -115,7 +122,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statements_pb2.CancelQueryRequest,
         context: _grpc.ServicerContext,
     ) -> _statements_pb2.CancelQueryResponse:
-        """Cancels what a session of the server does. NOT_FOUND when that session has ended or does something else by now."""
+        """Cancels what a session of the server does. NOT_FOUND (ACTIVE_QUERY_NOT_FOUND) when that session has ended or does
+        something else by now.
+        """
 
     @_abc_1.abstractmethod
     def AdviseIndexes(
@@ -125,7 +134,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _indexes_pb2.AdviseIndexesResponse:
         """Indexes.
 
-        Advises which indexes to make, drop and make anew.
+        Advises which indexes to make, drop and make anew. To try out what is missing wants a scratch database:
+        FAILED_PRECONDITION (SCRATCH_MISSING) without one, (SCRATCH_TAKEN) when it is in use or holds somebody's schema.
         """
 
     @_abc_1.abstractmethod
@@ -134,8 +144,10 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _indexes_pb2.ApplyIndexAdviceRequest,
         context: _grpc.ServicerContext,
     ) -> _abc.Iterator[_indexes_pb2.ApplyIndexAdviceResponse]:
-        """Does what is advised, without locking anybody out, and tells how far it is. One at a time: ABORTED while another one
-        runs. What did not help is undone later. FAILED_PRECONDITION when it is no longer advised.
+        """Does what is advised, without locking anybody out, and tells how far it is. What did not help is
+        undone later. One at a time: ABORTED (INDEX_CHANGE_RUNNING) while another one runs. FAILED_PRECONDITION when it is no
+        longer advised (ADVICE_OUTDATED), when the role of migrations does not own the table (TABLE_NOT_OWNED), and when
+        PostgreSQL could not do it (INDEX_CHANGE_FAILED): then nothing is left of it.
         """
 
     @_abc_1.abstractmethod

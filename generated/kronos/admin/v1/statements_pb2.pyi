@@ -446,17 +446,25 @@ class ListActiveQueriesRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most: 0 means 50, more than 1,000 means 1,000, negative is refused."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first page. All else must be as it was for that page."""
     domain: _builtins.str
     """Only of this domain. Default: of all."""
     def __init__(
         self,
         *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
         domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -464,15 +472,18 @@ Global___ListActiveQueriesRequest: _TypeAlias = ListActiveQueriesRequest  # noqa
 
 @_typing.final
 class ListActiveQueriesResponse(_message.Message):
-    """What runs. Not in pages: there are no more than PostgreSQL has connections, and the next look finds others."""
+    """A page of what runs. Each page is a look of its own: sessions that end in between are on no page any more."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACTIVE_QUERIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     UNREACHABLE_DOMAINS_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last one."""
     @_builtins.property
     def active_queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActiveQuery]:
-        """The sessions, those of each domain together, the oldest first."""
+        """The sessions of this page, at most `page_size`; those of each domain together, by the time that they began."""
 
     @_builtins.property
     def unreachable_domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -482,11 +493,12 @@ class ListActiveQueriesResponse(_message.Message):
         self,
         *,
         active_queries: _abc.Iterable[Global___ActiveQuery] | None = ...,
+        next_page_token: _builtins.str = ...,
         unreachable_domains: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_queries", b"active_queries", "unreachable_domains", b"unreachable_domains"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_queries", b"active_queries", "next_page_token", b"next_page_token", "unreachable_domains", b"unreachable_domains"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
