@@ -158,6 +158,22 @@ def test_what_runs_is_listed_and_cancelled(serving: Serving, admin: Any) -> None
         assert isinstance(ends[0], psycopg.errors.QueryCanceled)
 
 
+def test_what_runs_comes_in_pages(serving: Serving, admin: Any) -> None:
+    with sleeping(serving) as (first, _), sleeping(serving) as (second, _):
+        eventually(lambda: active(admin, first) and active(admin, second))
+        found: list[int] = []
+        request = statements_pb2.ListActiveQueriesRequest(page_size=1)
+        while True:
+            page = admin.ListActiveQueries(request)
+            assert len(page.active_queries) <= 1
+            found += [each.pid for each in page.active_queries]
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+        assert len(found) == len(set(found))
+        assert {first, second} <= set(found)
+
+
 def test_advice_is_asked_for_tried_applied_and_listed(serving: Serving, admin: Any) -> None:
     dsn = serving.settings.domain_direct_dsn("users") or ""
     with psycopg.connect(dsn, autocommit=True) as owner:
