@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from kronos_db.admin.status_store import Domain, DomainLooks, Pooler, PoolerLook, Server, ServerLook
+from kronos_db.admin.status_store import Domain, DomainLooks, PoolerLook, Server, ServerLook
 from kronos_db.admin.watching import Health, State, Watched, ask
 from kronos_db.runtime.database.direct import address_of
 from kronos_db.runtime.errors import UnavailableError
@@ -49,10 +49,10 @@ class Ways:
 
 
 class PoolerParts(NamedTuple):
-    """A pooler, and PostgreSQL as it is seen through it."""
+    """A pooler, and PostgreSQL as it is seen through it: `behind` tells whether sessions end in the pooler."""
 
-    at: Watched[Pooler]
-    behind: Watched[Pooler]
+    at: Watched[None]
+    behind: Watched[bool]
     domains: Sequence[str]
 
 

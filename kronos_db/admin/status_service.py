@@ -67,7 +67,7 @@ def _fill_postgres(message: pb.PostgresStatus, server: ServerParts, parts: Parts
 def _fill_pooler(message: pb.PoolerStatus, pooler: PoolerParts) -> None:
     _fill_health(message.health, pooler.at.health)
     message.domains.extend(pooler.domains)
-    message.pools = pooler.behind.value is not None and pooler.behind.value.pools
+    message.pools = bool(pooler.behind.value)
     message.reaches_postgres = pooler.behind.health.state is State.OK
 
 

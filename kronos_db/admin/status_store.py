@@ -136,31 +136,21 @@ class ServerLook:
         self._direct.close()
 
 
-class Pooler(NamedTuple):
-    """What stands at an address: whether sessions end there, and whether the PostgreSQL behind it answers."""
-
-    pools: bool
-    reaches_postgres: bool
-
-
 class PoolerLook:
     """Looks at what stands between the server and PostgreSQL, and tells it apart from what is behind it."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._direct = Direct(dsn, "kronos-db:status")
-        self._pools = False
 
-    def look(self) -> Pooler:
-        """Return how it is. Raises UnavailableError."""
+    def look(self) -> None:
+        """Raise UnavailableError when it does not answer, whatever is behind it."""
         if not greets(self._dsn, _GREETING):
             raise UnavailableError("does not answer")
-        return Pooler(self._pools, False)
 
-    def reach(self) -> Pooler:
-        """Return how it is, with PostgreSQL behind it. Raises UnavailableError when that does not answer."""
-        self._pools = self._direct.is_pooled()
-        return Pooler(self._pools, True)
+    def reach(self) -> bool:
+        """Ask PostgreSQL through it; return whether sessions end in it. Raises UnavailableError."""
+        return self._direct.is_pooled()
 
     def close(self) -> None:
         """Let go of the connection."""
