@@ -294,3 +294,51 @@ def call(  # noqa: PLR0917 - typer reads the options off the parameters
             )
         else:
             command.call_once(client, method, body, deadline)
+
+
+_Domain = Annotated[str, typer.Option(metavar="DOMAIN", help="Only of this domain.", show_default=False)]
+_Authorities = Annotated[Path | None, typer.Option("--tls-ca", metavar="FILE", help="PEM authorities; speaks TLS.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@app.command("slow-queries")
+def slow_queries(  # noqa: PLR0917 - typer reads the options off the parameters
+    domain: _Domain = "",
+    order: Annotated[
+        str, typer.Option(help="total-time, mean-time, calls, rows, temp-bytes or blocks-read.")
+    ] = "total-time",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Statements, at most.")] = 20,
+    as_json: _Json = False,
+    address: _Address = None,
+    token: _Token = None,
+    tls_ca: _Authorities = None,
+) -> None:
+    """Show which statements cost PostgreSQL most, and which methods issue them."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from kronos_db import call_command, operations_command  # noqa: PLC0415 - gRPC costs start time, and only here
+
+    place = address or load().grpc_listen
+    with call_command.connected(place, token=token, headers=[], ca=tls_ca, cert=None, key=None) as client:
+        operations_command.list_slow_queries(client, domain=domain, order=order, limit=limit, as_json=as_json)
+
+
+@app.command()
+def advise(  # noqa: PLR0917 - typer reads the options off the parameters
+    domain: _Domain = "",
+    measure: Annotated[bool, typer.Option("--measure", help="Try missing ones out (KRONOS_DB_SCRATCH_DSN).")] = False,
+    apply: Annotated[str | None, typer.Option(metavar="ID", help="Do what is advised under this id.")] = None,
+    as_json: _Json = False,
+    address: _Address = None,
+    token: _Token = None,
+    tls_ca: _Authorities = None,
+) -> None:
+    """Show which indexes to make, drop and make anew."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from kronos_db import call_command, operations_command  # noqa: PLC0415 - gRPC costs start time, and only here
+
+    place = address or load().grpc_listen
+    with call_command.connected(place, token=token, headers=[], ca=tls_ca, cert=None, key=None) as client:
+        if apply is not None:
+            operations_command.apply(client, apply)
+        else:
+            operations_command.advise(client, domain=domain, measure=measure, as_json=as_json)

@@ -52,6 +52,12 @@ def _check_secret_dsn(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_dsns(value: SecretStr) -> SecretStr:
+    for dsn in value.get_secret_value().split():
+        check_dsn(dsn)
+    return value
+
+
 def _check_redis_url(value: SecretStr) -> SecretStr:
     try:
         url = urlsplit(value.get_secret_value())
@@ -74,6 +80,7 @@ def _check_file(value: Path) -> Path:
 
 Address = Annotated[str, AfterValidator(_check_address)]
 Dsn = Annotated[SecretStr, AfterValidator(_check_secret_dsn)]
+Dsns = Annotated[SecretStr, AfterValidator(_check_dsns)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 ExistingFile = Annotated[Path, AfterValidator(_check_file)]
 
@@ -116,6 +123,16 @@ class Settings(BaseSettings):
         None,
         description="File with at least 32 characters from which the passwords of the domains' login roles are "
         "derived. Not needed when every domain has a DSN of its own.",
+    )
+    scratch_dsn: Dsn | None = Field(
+        None,
+        description="An empty PostgreSQL database, straight, as a role that may create schemas: AdviseIndexes tries "
+        "indexes out in it, on a sample of the tables.",
+    )
+    replica_dsns: Dsns | None = Field(
+        None,
+        description="URLs of the standbys of the common database, with spaces between them: AdviseIndexes asks each "
+        "which indexes are used there, by the role of each domain.",
     )
     users_dsn: Dsn | None = _domain_dsn("users")
     users_direct_dsn: Dsn | None = _domain_direct_dsn("users")
@@ -410,6 +427,7 @@ _KINDS = {
     "_check_address": "HOST:PORT",
     "_check_redis_url": "URL, secret",
     "_check_secret_dsn": "DSN, secret",
+    "_check_dsns": "DSNs, secret",
     "Path": "path",
     "'bool'": "true / false",
     "'int'": "whole number",

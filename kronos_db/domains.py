@@ -21,6 +21,7 @@ from kronos_db.admin.audit_store import AuditStore
 from kronos_db.admin.backup_domain import Backups
 from kronos_db.admin.endpoints import ENDPOINTS as ADMIN_ENDPOINTS
 from kronos_db.admin.model import ERRORS as ADMIN_ERRORS
+from kronos_db.admin.operations import Operations
 from kronos_db.admin.recording import Recording
 from kronos_db.admin.service import AdminService
 from kronos_db.admin.status import NoBackups, Ways
@@ -90,7 +91,7 @@ from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
-from kronos_db.schemas import known_migrations, ways
+from kronos_db.schemas import known_migrations, replicas, ways
 from kronos_db.tokens.credentials import Credentials
 from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
@@ -355,16 +356,29 @@ class Domains:
         )
         self._starting.append(status.start)
         self._stopping.append(status.stop)
+        operations = self._new_operations(parts.database)
         return AdminService(
             parts.page_tokens,
             status=status,
             # Query.
-            # Statements.
-            # Indexes.
+            statements=operations.statements,
+            indexes=operations.indexes,
             audit=(audit, chain),
             # Backups.
             backups=backups.parts,
         )
+
+    def _new_operations(self, database: Database) -> Operations:
+        settings = self._process.settings
+        owners = {domain: settings.domain_direct_dsn(domain) or "" for domain in self._databases}
+        scratch = settings.scratch_dsn.get_secret_value() if settings.scratch_dsn is not None else None
+        straight = {domain: ways_of.straight for domain, ways_of in self._ways.items()}
+        standbys = {domain: replicas(settings, domain) for domain in self._databases}
+        operations = Operations(database, straight, replicas=standbys, owners=owners, scratch=scratch)
+        self._starting.append(operations.start)
+        self._stopping.append(operations.stop)
+        self._background += operations.works
+        return operations
 
 
 def followed(domain: str, database: Database) -> tuple[Log, Pace] | tuple[()]:

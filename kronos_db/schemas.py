@@ -78,6 +78,15 @@ def ways(settings: Settings, domain: str) -> tuple[str, str]:
     return _access(settings, domain)[0], _listening_dsn(settings, domain)
 
 
+def replicas(settings: Settings, domain: str) -> list[str]:
+    """Return how the role of `domain` reaches the standbys that are known; none of a domain with its own database."""
+    login = login_of(_access(settings, domain)[0])
+    if settings.replica_dsns is None or settings.domain_dsn(domain) is not None or login is None:
+        return []
+    role, password = login
+    return [as_role(dsn, role, password or "") for dsn in settings.replica_dsns.get_secret_value().split()]
+
+
 def known_migrations(domain: str) -> list[str]:
     """Return the names of the migrations that this release knows of a domain, in the order of application."""
     return [migration.name for migration in _chain(domain)]

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from kronos.admin.v1.admin_pb2_grpc import AdminServiceServicer
 
+from kronos_db.admin.advising import Advisor
 from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_service import AuditHandlers
 from kronos_db.admin.audit_store import AuditStore
 from kronos_db.admin.backup_service import BackupHandlers, BackupParts
+from kronos_db.admin.change_store import ChangeStore
+from kronos_db.admin.index_service import IndexHandlers
+from kronos_db.admin.reading import Reader
+from kronos_db.admin.scratch import Scratch
+from kronos_db.admin.statement_service import StatementHandlers
+from kronos_db.admin.statement_store import Sources, StatementStore
 from kronos_db.admin.status import Parts
 from kronos_db.admin.status_service import StatusHandlers
 from kronos_db.runtime.paging import PageTokens
@@ -16,8 +23,8 @@ from kronos_db.runtime.paging import PageTokens
 class AdminService(
     StatusHandlers,
     # Query.
-    # Statements.
-    # Indexes.
+    StatementHandlers,
+    IndexHandlers,
     AuditHandlers,
     # Backups.
     BackupHandlers,
@@ -31,16 +38,16 @@ class AdminService(
         *,
         status: Parts,
         # Query.
-        # Statements.
-        # Indexes.
+        statements: tuple[Sources, StatementStore, Reader],
+        indexes: tuple[Advisor, Scratch, ChangeStore],
         audit: tuple[AuditStore, HashChain],
         # Backups.
         backups: BackupParts,
     ) -> None:
         StatusHandlers.__init__(self, status)
         # Query.
-        # Statements.
-        # Indexes.
+        StatementHandlers.__init__(self, *statements, page_tokens)
+        IndexHandlers.__init__(self, statements[0], *indexes, page_tokens)
         AuditHandlers.__init__(self, *audit, page_tokens)
         # Backups.
         BackupHandlers.__init__(self, backups, page_tokens)

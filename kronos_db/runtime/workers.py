@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 import structlog
 from greenlet import getcurrent, greenlet
 
-from kronos_db.runtime import deadline
+from kronos_db.runtime import deadline, issuer
 from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError, StatementTimeoutError, UnavailableError
 from kronos_db.runtime.parking import StepAside
 from kronos_db.runtime.reception import Completion, Job, Lane, Reception, leave
@@ -288,6 +288,7 @@ class _Call(greenlet):
         self.worker = worker
         # Of the call that is set aside.
         self.deadline: float | None = None
+        self.issuer = ""
 
     def _serve(self, job: Job) -> None:
         while True:
@@ -362,6 +363,7 @@ class _Worker(threading.Thread):
     def set_aside(self, call: _Call, gatherer: Gatherer[Any, Any], key: Any) -> Any:
         """Park `call` until `key` was fetched; return what was found for it."""
         call.deadline = deadline.current.get()
+        call.issuer = issuer.current.get()
         self._aside.setdefault(gatherer, {}).setdefault(key, []).append(call)
         self._count += 1
         return self._main.switch()
@@ -401,4 +403,6 @@ class _Worker(threading.Thread):
         aside, self._aside, self._count = self._aside, {}, 0
         for gatherer, waiting in aside.items():
             deadline.current.set(_latest(waiting.values()))
+            # One of those that it is fetched for: in the long run, each of them is.
+            issuer.current.set(next(iter(waiting.values()))[0].issuer)
             yield waiting, gatherer.resolve(list(waiting))

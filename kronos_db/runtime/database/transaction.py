@@ -10,6 +10,7 @@ import psycopg
 from kronos_db.runtime.database.changes import Change
 from kronos_db.runtime.database.pool import Connection
 from kronos_db.runtime.database.queries import Query
+from kronos_db.runtime.issuer import ISSUED
 
 Row = TypeVar("Row")
 Params = Mapping[str, Any]
@@ -62,6 +63,7 @@ class Transaction:
     def _run(self, query: Query, params: Params) -> psycopg.Cursor[Any]:
         # binary=True keeps even a statement without parameters on the extended protocol: no stacked statements.
         cursor = self._connection.cursor(binary=True)
+        ISSUED.note(query.text)
         limit = self._limit()
         if limit is None:
             return cursor.execute(query.text, params, prepare=_prepare(query))

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 
-from kronos_db.runtime import deadline
+from kronos_db.runtime import deadline, issuer
 from kronos_db.runtime.errors import ShuttingDownError
 from kronos_db.runtime.feed.limits import CallerStreams
 from kronos_db.runtime.interceptors.call import Step
@@ -274,12 +274,14 @@ class _Line:
     def _run(self) -> None:
         """Do what is next; on a worker."""
         deadline.current.set(self._call.deadline)
+        issuer.current.set(self._call.method.path)
         try:
             self._events.popleft()()
         except Exception as error:  # noqa: BLE001  # answered and logged by the errors interceptor
             self.replies.end(error)
         finally:
             deadline.current.set(None)
+            issuer.current.set("")
         with self._lock:
             self._busy = bool(self._events)
         if self._busy:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from kronos_db.runtime import deadline
+from kronos_db.runtime import deadline, issuer
 from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError
 from kronos_db.runtime.interceptors.call import Call, Step
 from kronos_db.runtime.interceptors.chain import Begin, End, Message
@@ -61,6 +61,7 @@ class Overload:
         occupied, pace = self._of(method), self._pace_of(method)
         minimum, wait, lane = self._limits.minimum, self._expected_wait, method.lane
         standby = self._standby_of(method) if method.room == "call" else None
+        path = method.path
 
         def begin(call: Call) -> None:
             left = call.context.time_remaining()
@@ -76,6 +77,7 @@ class Overload:
                 raise OverloadedError("the domain is at its limit", retry_after=max(_RETRY_AFTER, wait(lane)))
             call.standby = standby
             deadline.current.set(call.deadline)
+            issuer.current.set(path)
 
         return begin
 
@@ -86,6 +88,7 @@ class Overload:
 
         def end(call: Call, _error: BaseException | None) -> None:
             deadline.current.set(None)
+            issuer.current.set("")
             occupied.leave()
             if pace is not None and call.taken:
                 now = time.monotonic()

@@ -24,10 +24,13 @@ _sym_db = _symbol_database.Default()
 
 from kronos.admin.v1 import audit_pb2 as kronos_dot_admin_dot_v1_dot_audit__pb2
 from kronos.admin.v1 import backups_pb2 as kronos_dot_admin_dot_v1_dot_backups__pb2
+from kronos.admin.v1 import indexes_pb2 as kronos_dot_admin_dot_v1_dot_indexes__pb2
+from kronos.admin.v1 import statements_pb2 as kronos_dot_admin_dot_v1_dot_statements__pb2
 from kronos.admin.v1 import status_pb2 as kronos_dot_admin_dot_v1_dot_status__pb2
+from kronos.options.v1 import options_pb2 as kronos_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkronos/admin/v1/admin.proto\x12\x0fkronos.admin.v1\x1a\x1bkronos/admin/v1/audit.proto\x1a\x1dkronos/admin/v1/backups.proto\x1a\x1ckronos/admin/v1/status.proto2\xdb\x08\n\x0c\x41\x64minService\x12W\n\tGetStatus\x12!.kronos.admin.v1.GetStatusRequest\x1a\".kronos.admin.v1.GetStatusResponse\"\x03\x90\x02\x01\x12i\n\x0fListAuditEvents\x12\'.kronos.admin.v1.ListAuditEventsRequest\x1a(.kronos.admin.v1.ListAuditEventsResponse\"\x03\x90\x02\x01\x12\x66\n\x0eVerifyAuditLog\x12&.kronos.admin.v1.VerifyAuditLogRequest\x1a\'.kronos.admin.v1.VerifyAuditLogResponse\"\x03\x90\x02\x01\x12\x62\n\x0c\x43reateBackup\x12$.kronos.admin.v1.CreateBackupRequest\x1a%.kronos.admin.v1.CreateBackupResponse\"\x03\x90\x02\x02\x30\x01\x12]\n\x0bListBackups\x12#.kronos.admin.v1.ListBackupsRequest\x1a$.kronos.admin.v1.ListBackupsResponse\"\x03\x90\x02\x01\x12W\n\tGetBackup\x12!.kronos.admin.v1.GetBackupRequest\x1a\".kronos.admin.v1.GetBackupResponse\"\x03\x90\x02\x01\x12\x62\n\x0cVerifyBackup\x12$.kronos.admin.v1.VerifyBackupRequest\x1a%.kronos.admin.v1.VerifyBackupResponse\"\x03\x90\x02\x02\x30\x01\x12\x65\n\rRestoreBackup\x12%.kronos.admin.v1.RestoreBackupRequest\x1a&.kronos.admin.v1.RestoreBackupResponse\"\x03\x90\x02\x02\x30\x01\x12\x62\n\x0c\x44\x65leteBackup\x12$.kronos.admin.v1.DeleteBackupRequest\x1a%.kronos.admin.v1.DeleteBackupResponse\"\x03\x90\x02\x02\x30\x01\x12i\n\x0fGetBackupPolicy\x12\'.kronos.admin.v1.GetBackupPolicyRequest\x1a(.kronos.admin.v1.GetBackupPolicyResponse\"\x03\x90\x02\x01\x12i\n\x0fSetBackupPolicy\x12\'.kronos.admin.v1.SetBackupPolicyRequest\x1a(.kronos.admin.v1.SetBackupPolicyResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkronos/admin/v1/admin.proto\x12\x0fkronos.admin.v1\x1a\x1bkronos/admin/v1/audit.proto\x1a\x1dkronos/admin/v1/backups.proto\x1a\x1dkronos/admin/v1/indexes.proto\x1a kronos/admin/v1/statements.proto\x1a\x1ckronos/admin/v1/status.proto\x1a\x1fkronos/options/v1/options.proto2\xcb\x0e\n\x0c\x41\x64minService\x12W\n\tGetStatus\x12!.kronos.admin.v1.GetStatusRequest\x1a\".kronos.admin.v1.GetStatusResponse\"\x03\x90\x02\x01\x12i\n\x0fListSlowQueries\x12\'.kronos.admin.v1.ListSlowQueriesRequest\x1a(.kronos.admin.v1.ListSlowQueriesResponse\"\x03\x90\x02\x01\x12l\n\x10ResetSlowQueries\x12(.kronos.admin.v1.ResetSlowQueriesRequest\x1a).kronos.admin.v1.ResetSlowQueriesResponse\"\x03\x90\x02\x02\x12o\n\x11ListActiveQueries\x12).kronos.admin.v1.ListActiveQueriesRequest\x1a*.kronos.admin.v1.ListActiveQueriesResponse\"\x03\x90\x02\x01\x12]\n\x0b\x43\x61ncelQuery\x12#.kronos.admin.v1.CancelQueryRequest\x1a$.kronos.admin.v1.CancelQueryResponse\"\x03\x90\x02\x02\x12g\n\rAdviseIndexes\x12%.kronos.admin.v1.AdviseIndexesRequest\x1a&.kronos.admin.v1.AdviseIndexesResponse\"\x07\x90\x02\x01\x80\xee\x18\x01\x12n\n\x10\x41pplyIndexAdvice\x12(.kronos.admin.v1.ApplyIndexAdviceRequest\x1a).kronos.admin.v1.ApplyIndexAdviceResponse\"\x03\x90\x02\x02\x30\x01\x12l\n\x10ListIndexChanges\x12(.kronos.admin.v1.ListIndexChangesRequest\x1a).kronos.admin.v1.ListIndexChangesResponse\"\x03\x90\x02\x01\x12i\n\x0fListAuditEvents\x12\'.kronos.admin.v1.ListAuditEventsRequest\x1a(.kronos.admin.v1.ListAuditEventsResponse\"\x03\x90\x02\x01\x12\x66\n\x0eVerifyAuditLog\x12&.kronos.admin.v1.VerifyAuditLogRequest\x1a\'.kronos.admin.v1.VerifyAuditLogResponse\"\x03\x90\x02\x01\x12\x62\n\x0c\x43reateBackup\x12$.kronos.admin.v1.CreateBackupRequest\x1a%.kronos.admin.v1.CreateBackupResponse\"\x03\x90\x02\x02\x30\x01\x12]\n\x0bListBackups\x12#.kronos.admin.v1.ListBackupsRequest\x1a$.kronos.admin.v1.ListBackupsResponse\"\x03\x90\x02\x01\x12W\n\tGetBackup\x12!.kronos.admin.v1.GetBackupRequest\x1a\".kronos.admin.v1.GetBackupResponse\"\x03\x90\x02\x01\x12\x62\n\x0cVerifyBackup\x12$.kronos.admin.v1.VerifyBackupRequest\x1a%.kronos.admin.v1.VerifyBackupResponse\"\x03\x90\x02\x02\x30\x01\x12\x65\n\rRestoreBackup\x12%.kronos.admin.v1.RestoreBackupRequest\x1a&.kronos.admin.v1.RestoreBackupResponse\"\x03\x90\x02\x02\x30\x01\x12\x62\n\x0c\x44\x65leteBackup\x12$.kronos.admin.v1.DeleteBackupRequest\x1a%.kronos.admin.v1.DeleteBackupResponse\"\x03\x90\x02\x02\x30\x01\x12i\n\x0fGetBackupPolicy\x12\'.kronos.admin.v1.GetBackupPolicyRequest\x1a(.kronos.admin.v1.GetBackupPolicyResponse\"\x03\x90\x02\x01\x12i\n\x0fSetBackupPolicy\x12\'.kronos.admin.v1.SetBackupPolicyRequest\x1a(.kronos.admin.v1.SetBackupPolicyResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +39,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['GetStatus']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['GetStatus']._serialized_options = b'\220\002\001'
+  _globals['_ADMINSERVICE'].methods_by_name['ListSlowQueries']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['ListSlowQueries']._serialized_options = b'\220\002\001'
+  _globals['_ADMINSERVICE'].methods_by_name['ResetSlowQueries']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['ResetSlowQueries']._serialized_options = b'\220\002\002'
+  _globals['_ADMINSERVICE'].methods_by_name['ListActiveQueries']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['ListActiveQueries']._serialized_options = b'\220\002\001'
+  _globals['_ADMINSERVICE'].methods_by_name['CancelQuery']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['CancelQuery']._serialized_options = b'\220\002\002'
+  _globals['_ADMINSERVICE'].methods_by_name['AdviseIndexes']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['AdviseIndexes']._serialized_options = b'\220\002\001\200\356\030\001'
+  _globals['_ADMINSERVICE'].methods_by_name['ApplyIndexAdvice']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['ApplyIndexAdvice']._serialized_options = b'\220\002\002'
+  _globals['_ADMINSERVICE'].methods_by_name['ListIndexChanges']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['ListIndexChanges']._serialized_options = b'\220\002\001'
   _globals['_ADMINSERVICE'].methods_by_name['ListAuditEvents']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['ListAuditEvents']._serialized_options = b'\220\002\001'
   _globals['_ADMINSERVICE'].methods_by_name['VerifyAuditLog']._loaded_options = None
@@ -56,6 +73,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADMINSERVICE'].methods_by_name['GetBackupPolicy']._serialized_options = b'\220\002\001'
   _globals['_ADMINSERVICE'].methods_by_name['SetBackupPolicy']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['SetBackupPolicy']._serialized_options = b'\220\002\002'
-  _globals['_ADMINSERVICE']._serialized_start=139
-  _globals['_ADMINSERVICE']._serialized_end=1254
+  _globals['_ADMINSERVICE']._serialized_start=237
+  _globals['_ADMINSERVICE']._serialized_end=2104
 # @@protoc_insertion_point(module_scope)

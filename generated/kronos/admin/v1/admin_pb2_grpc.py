@@ -5,6 +5,8 @@ import warnings
 
 from kronos.admin.v1 import audit_pb2 as kronos_dot_admin_dot_v1_dot_audit__pb2
 from kronos.admin.v1 import backups_pb2 as kronos_dot_admin_dot_v1_dot_backups__pb2
+from kronos.admin.v1 import indexes_pb2 as kronos_dot_admin_dot_v1_dot_indexes__pb2
+from kronos.admin.v1 import statements_pb2 as kronos_dot_admin_dot_v1_dot_statements__pb2
 from kronos.admin.v1 import status_pb2 as kronos_dot_admin_dot_v1_dot_status__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -46,6 +48,41 @@ class AdminServiceStub:
                 '/kronos.admin.v1.AdminService/GetStatus',
                 request_serializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
+        self.ListSlowQueries = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/ListSlowQueries',
+                request_serializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ListSlowQueriesRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ListSlowQueriesResponse.FromString,
+                _registered_method=True)
+        self.ResetSlowQueries = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/ResetSlowQueries',
+                request_serializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ResetSlowQueriesRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ResetSlowQueriesResponse.FromString,
+                _registered_method=True)
+        self.ListActiveQueries = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/ListActiveQueries',
+                request_serializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ListActiveQueriesRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ListActiveQueriesResponse.FromString,
+                _registered_method=True)
+        self.CancelQuery = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/CancelQuery',
+                request_serializer=kronos_dot_admin_dot_v1_dot_statements__pb2.CancelQueryRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_statements__pb2.CancelQueryResponse.FromString,
+                _registered_method=True)
+        self.AdviseIndexes = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/AdviseIndexes',
+                request_serializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.AdviseIndexesRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.AdviseIndexesResponse.FromString,
+                _registered_method=True)
+        self.ApplyIndexAdvice = channel.unary_stream(
+                '/kronos.admin.v1.AdminService/ApplyIndexAdvice',
+                request_serializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.ApplyIndexAdviceRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.ApplyIndexAdviceResponse.FromString,
+                _registered_method=True)
+        self.ListIndexChanges = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/ListIndexChanges',
+                request_serializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.ListIndexChangesRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.ListIndexChangesResponse.FromString,
                 _registered_method=True)
         self.ListAuditEvents = channel.unary_unary(
                 '/kronos.admin.v1.AdminService/ListAuditEvents',
@@ -116,14 +153,69 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListAuditEvents(self, request, context):
+    def ListSlowQueries(self, request, context):
         """Query.
 
         Statements.
 
-        Indexes.
+        Lists the statements of the server by what they cost PostgreSQL, page by page, with the methods that issue them.
+        INVALID_ARGUMENT (DOMAIN_UNKNOWN) for a domain that is none, here and below.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
-        Audit.
+    def ResetSlowQueries(self, request, context):
+        """Forgets what was counted until now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListActiveQueries(self, request, context):
+        """Lists the sessions of the server's roles that do something or hold a transaction open, and for whom they wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelQuery(self, request, context):
+        """Cancels what a session of the server does. NOT_FOUND (ACTIVE_QUERY_NOT_FOUND) when that session has ended or does
+        something else by now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdviseIndexes(self, request, context):
+        """Indexes.
+
+        Advises which indexes to make, drop and make anew. To try out what is missing wants a scratch database:
+        FAILED_PRECONDITION (SCRATCH_MISSING) without one, (SCRATCH_TAKEN) when it is in use or holds somebody's schema.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyIndexAdvice(self, request, context):
+        """Does what is advised, without locking anybody out, and tells how far it is. What did not help is
+        undone later. One at a time: ABORTED (INDEX_CHANGE_RUNNING) while another one runs. FAILED_PRECONDITION when it is no
+        longer advised (ADVICE_OUTDATED), when the role of migrations does not own the table (TABLE_NOT_OWNED), and when
+        PostgreSQL could not do it (INDEX_CHANGE_FAILED): then nothing is left of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListIndexChanges(self, request, context):
+        """Lists the changes that were made, page by page, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEvents(self, request, context):
+        """Audit.
 
         Lists the events of the audit log that match every filter given, page by page, newest first.
         """
@@ -215,6 +307,41 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusRequest.FromString,
                     response_serializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusResponse.SerializeToString,
             ),
+            'ListSlowQueries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSlowQueries,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ListSlowQueriesRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ListSlowQueriesResponse.SerializeToString,
+            ),
+            'ResetSlowQueries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetSlowQueries,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ResetSlowQueriesRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ResetSlowQueriesResponse.SerializeToString,
+            ),
+            'ListActiveQueries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListActiveQueries,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ListActiveQueriesRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ListActiveQueriesResponse.SerializeToString,
+            ),
+            'CancelQuery': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelQuery,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_statements__pb2.CancelQueryRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_statements__pb2.CancelQueryResponse.SerializeToString,
+            ),
+            'AdviseIndexes': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdviseIndexes,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.AdviseIndexesRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.AdviseIndexesResponse.SerializeToString,
+            ),
+            'ApplyIndexAdvice': grpc.unary_stream_rpc_method_handler(
+                    servicer.ApplyIndexAdvice,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.ApplyIndexAdviceRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.ApplyIndexAdviceResponse.SerializeToString,
+            ),
+            'ListIndexChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListIndexChanges,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.ListIndexChangesRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_indexes__pb2.ListIndexChangesResponse.SerializeToString,
+            ),
             'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuditEvents,
                     request_deserializer=kronos_dot_admin_dot_v1_dot_audit__pb2.ListAuditEventsRequest.FromString,
@@ -299,6 +426,195 @@ class AdminService:
             '/kronos.admin.v1.AdminService/GetStatus',
             kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusRequest.SerializeToString,
             kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSlowQueries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/ListSlowQueries',
+            kronos_dot_admin_dot_v1_dot_statements__pb2.ListSlowQueriesRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_statements__pb2.ListSlowQueriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetSlowQueries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/ResetSlowQueries',
+            kronos_dot_admin_dot_v1_dot_statements__pb2.ResetSlowQueriesRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_statements__pb2.ResetSlowQueriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListActiveQueries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/ListActiveQueries',
+            kronos_dot_admin_dot_v1_dot_statements__pb2.ListActiveQueriesRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_statements__pb2.ListActiveQueriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelQuery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/CancelQuery',
+            kronos_dot_admin_dot_v1_dot_statements__pb2.CancelQueryRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_statements__pb2.CancelQueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdviseIndexes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/AdviseIndexes',
+            kronos_dot_admin_dot_v1_dot_indexes__pb2.AdviseIndexesRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_indexes__pb2.AdviseIndexesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyIndexAdvice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/ApplyIndexAdvice',
+            kronos_dot_admin_dot_v1_dot_indexes__pb2.ApplyIndexAdviceRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_indexes__pb2.ApplyIndexAdviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListIndexChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/ListIndexChanges',
+            kronos_dot_admin_dot_v1_dot_indexes__pb2.ListIndexChangesRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_indexes__pb2.ListIndexChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

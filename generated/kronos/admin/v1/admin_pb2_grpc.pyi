@@ -8,6 +8,8 @@ all that operators did. Messages are in the file of their group.
 from collections import abc as _abc
 from kronos.admin.v1 import audit_pb2 as _audit_pb2
 from kronos.admin.v1 import backups_pb2 as _backups_pb2
+from kronos.admin.v1 import indexes_pb2 as _indexes_pb2
+from kronos.admin.v1 import statements_pb2 as _statements_pb2
 from kronos.admin.v1 import status_pb2 as _status_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -30,6 +32,34 @@ class AdminServiceStub:
     """Tells how the server and all parts of it are, in at most 50 ms: from what was seen of them last, within 2 s of what
     happened to them. A part that nobody has asked about for a minute is looked at first, for as long as that allows.
     """
+    ListSlowQueries: _grpc.UnaryUnaryMultiCallable[_statements_pb2.ListSlowQueriesRequest, _statements_pb2.ListSlowQueriesResponse]
+    """Statements.
+
+    Lists the statements of the server by what they cost PostgreSQL, page by page, with the methods that issue them.
+    INVALID_ARGUMENT (DOMAIN_UNKNOWN) for a domain that is none, here and below.
+    """
+    ResetSlowQueries: _grpc.UnaryUnaryMultiCallable[_statements_pb2.ResetSlowQueriesRequest, _statements_pb2.ResetSlowQueriesResponse]
+    """Forgets what was counted until now."""
+    ListActiveQueries: _grpc.UnaryUnaryMultiCallable[_statements_pb2.ListActiveQueriesRequest, _statements_pb2.ListActiveQueriesResponse]
+    """Lists the sessions of the server's roles that do something or hold a transaction open, and for whom they wait."""
+    CancelQuery: _grpc.UnaryUnaryMultiCallable[_statements_pb2.CancelQueryRequest, _statements_pb2.CancelQueryResponse]
+    """Cancels what a session of the server does. NOT_FOUND (ACTIVE_QUERY_NOT_FOUND) when that session has ended or does
+    something else by now.
+    """
+    AdviseIndexes: _grpc.UnaryUnaryMultiCallable[_indexes_pb2.AdviseIndexesRequest, _indexes_pb2.AdviseIndexesResponse]
+    """Indexes.
+
+    Advises which indexes to make, drop and make anew. To try out what is missing wants a scratch database:
+    FAILED_PRECONDITION (SCRATCH_MISSING) without one, (SCRATCH_TAKEN) when it is in use or holds somebody's schema.
+    """
+    ApplyIndexAdvice: _grpc.UnaryStreamMultiCallable[_indexes_pb2.ApplyIndexAdviceRequest, _indexes_pb2.ApplyIndexAdviceResponse]
+    """Does what is advised, without locking anybody out, and tells how far it is. What did not help is
+    undone later. One at a time: ABORTED (INDEX_CHANGE_RUNNING) while another one runs. FAILED_PRECONDITION when it is no
+    longer advised (ADVICE_OUTDATED), when the role of migrations does not own the table (TABLE_NOT_OWNED), and when
+    PostgreSQL could not do it (INDEX_CHANGE_FAILED): then nothing is left of it.
+    """
+    ListIndexChanges: _grpc.UnaryUnaryMultiCallable[_indexes_pb2.ListIndexChangesRequest, _indexes_pb2.ListIndexChangesResponse]
+    """Lists the changes that were made, page by page, the newest first."""
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEventsRequest, _audit_pb2.ListAuditEventsResponse]
     """Audit.
 
@@ -90,6 +120,76 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells how the server and all parts of it are, in at most 50 ms: from what was seen of them last, within 2 s of what
         happened to them. A part that nobody has asked about for a minute is looked at first, for as long as that allows.
         """
+
+    @_abc_1.abstractmethod
+    def ListSlowQueries(
+        self,
+        request: _statements_pb2.ListSlowQueriesRequest,
+        context: _grpc.ServicerContext,
+    ) -> _statements_pb2.ListSlowQueriesResponse:
+        """Statements.
+
+        Lists the statements of the server by what they cost PostgreSQL, page by page, with the methods that issue them.
+        INVALID_ARGUMENT (DOMAIN_UNKNOWN) for a domain that is none, here and below.
+        """
+
+    @_abc_1.abstractmethod
+    def ResetSlowQueries(
+        self,
+        request: _statements_pb2.ResetSlowQueriesRequest,
+        context: _grpc.ServicerContext,
+    ) -> _statements_pb2.ResetSlowQueriesResponse:
+        """Forgets what was counted until now."""
+
+    @_abc_1.abstractmethod
+    def ListActiveQueries(
+        self,
+        request: _statements_pb2.ListActiveQueriesRequest,
+        context: _grpc.ServicerContext,
+    ) -> _statements_pb2.ListActiveQueriesResponse:
+        """Lists the sessions of the server's roles that do something or hold a transaction open, and for whom they wait."""
+
+    @_abc_1.abstractmethod
+    def CancelQuery(
+        self,
+        request: _statements_pb2.CancelQueryRequest,
+        context: _grpc.ServicerContext,
+    ) -> _statements_pb2.CancelQueryResponse:
+        """Cancels what a session of the server does. NOT_FOUND (ACTIVE_QUERY_NOT_FOUND) when that session has ended or does
+        something else by now.
+        """
+
+    @_abc_1.abstractmethod
+    def AdviseIndexes(
+        self,
+        request: _indexes_pb2.AdviseIndexesRequest,
+        context: _grpc.ServicerContext,
+    ) -> _indexes_pb2.AdviseIndexesResponse:
+        """Indexes.
+
+        Advises which indexes to make, drop and make anew. To try out what is missing wants a scratch database:
+        FAILED_PRECONDITION (SCRATCH_MISSING) without one, (SCRATCH_TAKEN) when it is in use or holds somebody's schema.
+        """
+
+    @_abc_1.abstractmethod
+    def ApplyIndexAdvice(
+        self,
+        request: _indexes_pb2.ApplyIndexAdviceRequest,
+        context: _grpc.ServicerContext,
+    ) -> _abc.Iterator[_indexes_pb2.ApplyIndexAdviceResponse]:
+        """Does what is advised, without locking anybody out, and tells how far it is. What did not help is
+        undone later. One at a time: ABORTED (INDEX_CHANGE_RUNNING) while another one runs. FAILED_PRECONDITION when it is no
+        longer advised (ADVICE_OUTDATED), when the role of migrations does not own the table (TABLE_NOT_OWNED), and when
+        PostgreSQL could not do it (INDEX_CHANGE_FAILED): then nothing is left of it.
+        """
+
+    @_abc_1.abstractmethod
+    def ListIndexChanges(
+        self,
+        request: _indexes_pb2.ListIndexChangesRequest,
+        context: _grpc.ServicerContext,
+    ) -> _indexes_pb2.ListIndexChangesResponse:
+        """Lists the changes that were made, page by page, the newest first."""
 
     @_abc_1.abstractmethod
     def ListAuditEvents(
