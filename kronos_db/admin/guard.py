@@ -1,17 +1,17 @@
-"""Decides from its text whether a statement may run as a query: one SELECT, made of what is on the lists and nothing else.
+"""Decides from its text whether a statement may run as a query: one SELECT, made of nothing but what is on the lists.
 
-This is one layer of several, and the first (docs/decisions/0018-restricted-sql.md). Every node of PostgreSQL's own parse
-tree is visited, wherever it stands; what is not on a list is refused. It sees names, not what they resolve to: so names
-are qualified or those of pg_catalog, which is the whole search path of the role.
+This is one layer of several, and the first (docs/decisions/0018-restricted-sql.md). Every node of PostgreSQL's own
+parse tree is visited, wherever it stands; what is not on a list is refused. It sees names, not what they resolve to: so
+names are qualified or those of pg_catalog, which is the whole search path of the role.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pglast import ast, parser
-from pglast.enums import A_Expr_Kind
+from pglast.enums import A_Expr_Kind, MinMaxOp
 
 from kronos_db.admin import guard_lists as lists
 from kronos_db.admin.query_model import StatementRefusedError
@@ -21,7 +21,7 @@ MOST_CHARACTERS = 50_000
 # Nodes within nodes. A hundred joins, or terms of one sum, nest as deeply as that.
 _MOST_DEPTH = 250
 # Tokens beside commas and constants, counted before the text is parsed: each may nest what stands around it once more,
-# and PostgreSQL's parser, outside of PostgreSQL, ends the process when its stack is used up. That takes 10,000 at least.
+# and PostgreSQL's parser outside of PostgreSQL ends the process when the stack is used up. That takes 10,000 and more.
 _MOST_TOKENS = 2_000
 _FLAT_TOKENS = frozenset({"ASCII_44", "ICONST", "FCONST", "SCONST", "BCONST", "XCONST", "USCONST"})
 # What a number may say that makes a value so many times, or so many characters, large; and all of these together.
@@ -44,26 +44,28 @@ def fingerprint(text: str) -> str:
         return ""
 
 
-def check(text: str, relations: Set[str]) -> None:
-    """Return when the statement may run. `relations` are those of the domains that may be read: `schema.name`.
+def check(text: str, relations: frozenset[str]) -> str:
+    """Return the statement of a text when it may run: without the semicolon that ends it.
 
-    Raises StatementRefusedError, which names the rule and the place.
+    `relations` are those of the domains that may be read: `schema.name`. Raises StatementRefusedError, which names the
+    rule and the place.
     """
-    Guard(text, relations).check()
+    return Guard(text, relations).check()
 
 
 class Guard:
     """The check of one statement."""
 
-    def __init__(self, text: str, relations: Set[str]) -> None:
+    def __init__(self, text: str, relations: frozenset[str]) -> None:
         self._text = text
         self._relations = relations
         self._ctes: set[str] = set()
         self._growth = 1
 
-    def check(self) -> None:
+    def check(self) -> str:
         """See the function of this name."""
-        statement = self._only_statement()
+        raw = self._only_statement()
+        statement = raw.stmt
         if not isinstance(statement, ast.SelectStmt):
             kind = type(statement).__name__.removesuffix("Stmt")
             raise StatementRefusedError("statement", f"{kind} is not SELECT, VALUES, TABLE or WITH", 1)
@@ -71,8 +73,9 @@ class Guard:
         self._ctes = {str(node.ctename) for node in nodes if isinstance(node, ast.CommonTableExpr)}
         for node in nodes:
             self._visit(node)
+        return self._text.encode()[: raw.stmt_location + raw.stmt_len].decode() if raw.stmt_len else self._text
 
-    def _only_statement(self) -> ast.Node:
+    def _only_statement(self) -> Any:
         try:
             _check_size(self._text)
             parsed = parser.parse_sql(self._text)
@@ -81,8 +84,7 @@ class Guard:
             raise StatementRefusedError("syntax", str(error.args[0]), place) from None
         if len(parsed) != 1:
             raise StatementRefusedError("one statement", f"it is {len(parsed)} statements")
-        found: ast.Node = parsed[0].stmt
-        return found
+        return parsed[0]
 
     def _visit(self, node: Any) -> None:
         kind = type(node).__name__
@@ -106,7 +108,9 @@ class Guard:
             self._refuse("relation", "another database cannot be named", node)
         elif node.schemaname is None or node.schemaname == "pg_catalog":
             if name not in lists.CATALOG and (node.schemaname or name not in self._ctes):
-                hint = "is none that may be read" if name.startswith("pg_") else "needs the name of its schema before it"
+                hint = (
+                    "is none that may be read" if name.startswith("pg_") else "needs the name of its schema before it"
+                )
                 self._refuse("relation", f"{name} {hint}", node)
         elif node.schemaname == "information_schema":
             if name not in lists.INFORMATION_SCHEMA:
@@ -135,7 +139,9 @@ class Guard:
         arguments = node.args or ()
         length = _at_most(arguments[place]) if len(arguments) > place else None
         if length is None or length > _MOST_LENGTH or any(isinstance(each, ast.NamedArgExpr) for each in arguments):
-            self._refuse("size", f"the length of {name} must be a number up to {_MOST_LENGTH}, or least(…, number)", node)
+            self._refuse(
+                "size", f"the length of {name} must be up to {_MOST_LENGTH}: a number or least(…, number)", node
+            )
         self._grow(length or 0, node)
 
     def _grow(self, length: int, node: Any) -> None:
@@ -244,11 +250,17 @@ def _check_size(text: str) -> None:
 
 def _at_most(node: Any) -> int | None:
     """Return the number that an expression cannot exceed, when it is one or least(…) of one and others."""
+    if isinstance(node, ast.TypeCast) and _last(node.typeName) in {"int2", "int4", "int8"}:
+        return _at_most(node.arg)
     if isinstance(node, ast.A_Const) and isinstance(node.val, ast.Integer):
         return int(node.val.ival or 0)
-    if isinstance(node, ast.MinMaxExpr) and node.op.name == "IS_LEAST":
-        return min((known for each in node.args if (known := _at_most(each)) is not None), default=None)
+    if isinstance(node, ast.MinMaxExpr) and node.op == MinMaxOp.IS_LEAST:
+        return min((known for each in node.args or () if (known := _at_most(each)) is not None), default=None)
     return None
+
+
+def _last(type_name: Any) -> str:
+    return str(type_name.names[-1].sval)
 
 
 def _is_plain_format(node: Any) -> bool:

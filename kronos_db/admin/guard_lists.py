@@ -7,7 +7,7 @@ def _names(*texts: str) -> frozenset[str]:
     return frozenset(name for text in texts for name in text.split())
 
 
-# Kinds of nodes of the parse tree. What is missing is refused: every other statement, INTO, FOR UPDATE, parameters, XML.
+# Kinds of nodes of the parse tree. All else is refused: other statements, INTO, FOR UPDATE, parameters, XML.
 NODES = _names(
     "RawStmt SelectStmt WithClause CommonTableExpr CTESearchClause CTECycleClause",
     "RangeVar RangeSubselect RangeFunction RangeTableSample JoinExpr Alias ColumnDef",
@@ -15,9 +15,9 @@ NODES = _names(
     "Integer Float Boolean String BitString",
     "BoolExpr NullTest BooleanTest CaseExpr CaseWhen CoalesceExpr MinMaxExpr SQLValueFunction",
     "TypeCast TypeName CollateClause FuncCall NamedArgExpr SubLink SortBy WindowDef GroupingSet GroupingFunc",
-    "JsonAggConstructor JsonArgument JsonArrayAgg JsonArrayConstructor JsonArrayQueryConstructor JsonBehavior JsonFormat",
-    "JsonFuncExpr JsonIsPredicate JsonKeyValue JsonObjectAgg JsonObjectConstructor JsonOutput JsonParseExpr JsonReturning",
-    "JsonScalarExpr JsonSerializeExpr JsonTable JsonTableColumn JsonTablePathSpec JsonValueExpr",
+    "JsonAggConstructor JsonArgument JsonArrayAgg JsonArrayConstructor JsonArrayQueryConstructor JsonBehavior",
+    "JsonFormat JsonFuncExpr JsonIsPredicate JsonKeyValue JsonObjectAgg JsonObjectConstructor JsonOutput JsonParseExpr",
+    "JsonReturning JsonScalarExpr JsonSerializeExpr JsonTable JsonTableColumn JsonTablePathSpec JsonValueExpr",
 )
 
 _AGGREGATES = """
@@ -68,7 +68,8 @@ _JSON = """
 """
 _RANGES = """
     datemultirange daterange int4multirange int4range int8multirange int8range isempty lower lower_inc lower_inf
-    multirange nummultirange numrange range_merge tsmultirange tsrange tstzmultirange tstzrange upper upper_inc upper_inf
+    multirange nummultirange numrange range_merge tsmultirange tsrange tstzmultirange tstzrange upper upper_inc
+    upper_inf
 """
 _OTHERS = """
     abbrev area box broadcast center circle diagonal diameter family gen_random_uuid height host hostmask inet_merge
@@ -90,16 +91,16 @@ SAMPLING = _names("bernoulli system")
 
 TYPES = _names(
     "bool int2 int4 int8 numeric float4 float8 money text varchar bpchar char name bytea bit varbit",
-    "date time timetz timestamp timestamptz interval uuid json jsonb jsonpath inet cidr macaddr macaddr8 oid xid8 pg_lsn",
-    "point line lseg box path polygon circle tsvector tsquery record",
+    "date time timetz timestamp timestamptz interval uuid json jsonb jsonpath inet cidr macaddr macaddr8 oid xid8",
+    "pg_lsn point line lseg box path polygon circle tsvector tsquery record",
     "int4range int8range numrange tsrange tstzrange daterange",
     "int4multirange int8multirange nummultirange tsmultirange tstzmultirange datemultirange",
 )
 
 # Relations that every database has: what describes the tables, and their statistics. None holds values of rows.
 CATALOG = _names(
-    "pg_class pg_namespace pg_attribute pg_type pg_index pg_constraint pg_inherits pg_partitioned_table pg_am pg_collation",
-    "pg_description pg_database pg_tables pg_indexes pg_views pg_sequences pg_matviews pg_timezone_names",
+    "pg_class pg_namespace pg_attribute pg_type pg_index pg_constraint pg_inherits pg_partitioned_table pg_am",
+    "pg_collation pg_description pg_database pg_tables pg_indexes pg_views pg_sequences pg_matviews pg_timezone_names",
     "pg_stat_user_tables pg_stat_user_indexes pg_stat_all_tables pg_stat_all_indexes pg_statio_user_tables",
     "pg_statio_user_indexes pg_stat_database pg_stat_bgwriter pg_stat_checkpointer",
 )
@@ -112,4 +113,3 @@ INFORMATION_SCHEMA = _names(
 AMPLIFIERS: dict[str, int] = {"repeat": 1, "lpad": 1, "rpad": 1}
 # Types whose values are as long as their length says.
 PADDED = _names("bpchar char bit varbit varchar")
-

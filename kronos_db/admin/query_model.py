@@ -80,7 +80,9 @@ QUERY_ERRORS: Mapping[type[KronosError], Answer] = {
     QueryTimeoutError: Answer(
         Code.DEADLINE_EXCEEDED, "QUERY_TIMEOUT", "The statement did not end within {seconds} seconds."
     ),
-    QueryTooLargeError: Answer(Code.FAILED_PRECONDITION, "QUERY_TOO_LARGE", "The statement needs too much room: {what}."),
+    QueryTooLargeError: Answer(
+        Code.FAILED_PRECONDITION, "QUERY_TOO_LARGE", "The statement needs too much room: {what}."
+    ),
     QueryRoleError: Answer(
         Code.FAILED_PRECONDITION, "QUERY_ROLE_UNFIT", "The role of queries is not as it must be: {what}."
     ),

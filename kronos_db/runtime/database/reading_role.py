@@ -1,9 +1,9 @@
-"""The login role that reads for operators: made, given the columns it may read, and kept from the functions that do harm.
+"""The login role that reads for operators: given the columns it may read, and kept from functions that do harm.
 
-It is a member of nothing, owns nothing and is granted columns alone, by the `readable.sql` of each domain. PostgreSQL lets
-everybody run functions that leave locks, notify, reach other sessions or run texts as SQL, and everybody make temporary
-tables and run code in a procedural language. That cannot be taken from one role; so it is taken from PUBLIC in the
-databases of this server, and given to the roles of the domains.
+It is a member of nothing, owns nothing and is granted columns alone, by the `readable.sql` of each domain. PostgreSQL
+lets everybody run functions that leave locks, notify, reach other sessions or run texts as SQL, and everybody make
+temporary tables and run code in a procedural language. That cannot be taken from one role; so it is taken from PUBLIC
+in the databases of this server, and given to the roles of the domains.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ _SECRET = re.compile(r"^-- secret: ([a-z_]+\.[a-z_]+) \(([a-z_, ]+)\)", re.MULTI
 
 @dataclass(frozen=True, slots=True)
 class Readable:
-    """What a domain's `readable.sql` says: of each relation the columns that may be read, and those that are secrets."""
+    """What a domain's `readable.sql` says: of each relation the columns that may be read, and the secrets."""
 
     text: str
     granted: Mapping[str, frozenset[str]]
@@ -114,7 +114,7 @@ class Readable:
 
 
 def read_readable(path: Path) -> Readable:
-    """Return what `path` says. Raises ValueError when it has statements beside GRANT SELECT (…) ON … TO kronos_query."""
+    """Return what `path` says. Raises ValueError for statements beside GRANT SELECT (…) ON … TO kronos_query."""
     text = path.read_text(encoding="utf-8")
     bare = re.sub(r"--.*", "", text)
     if _GRANT.sub("", bare).strip():
@@ -213,5 +213,3 @@ def _close_doors(connection: psycopg.Connection[tuple[Any, ...]], roles: Sequenc
 def faults(connection: Connection) -> list[str]:
     """Return why the role of this connection, which is to be that of queries, may do more than it must."""
     return [row[0] for row in connection.execute(_FAULTS, _PARAMETERS)]
-
-
