@@ -28,6 +28,7 @@ from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, create_master_key_file
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
 from kronos_db.runtime.interceptors.access_log import AccessLog
+from kronos_db.runtime.interceptors.audit import AuditOutcome, AuditRequest
 from kronos_db.runtime.interceptors.authentication import Authentication, hash_token, new_token
 from kronos_db.runtime.interceptors.chain import Chain, register
 from kronos_db.runtime.interceptors.encryption import Encryption
@@ -71,14 +72,17 @@ def _chain(token: str, masters: FileMasterKeys, workers: Workers) -> Chain:
     metrics = RpcMetrics(CollectorRegistry())
     policy = Policy({hash_token(token, masters): "caller"}, {}, {"caller": frozenset({SLOW, PEACEFUL})})
     limits = Limits(calls=_LIMIT, minimum=_SETTINGS.minimum_deadline)
+    table = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS)
     return Chain(
         {
             "access_log": AccessLog(lambda *_, **__: lambda **_: None),
             "metrics": Metrics(metrics),
-            "errors": Errors(ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS)),
+            "errors": Errors(table),
+            "audit_outcome": AuditOutcome({}, table),
             "authentication": Authentication(policy, masters),
             "overload": Overload(limits, workers.expected_wait, metrics.refused),
             "validation": Validation(_SETTINGS.max_message_bytes),
+            "audit_request": AuditRequest({}, Marks()),
             "encryption": Encryption({}, Marks(), 3600.0),
         }
     )

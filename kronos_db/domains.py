@@ -18,8 +18,13 @@ from prometheus_client import CollectorRegistry
 
 from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_store import AuditStore
+from kronos_db.admin.endpoints import ENDPOINTS as ADMIN_ENDPOINTS
 from kronos_db.admin.model import ERRORS as ADMIN_ERRORS
+from kronos_db.admin.recording import Recording
 from kronos_db.admin.service import AdminService
+from kronos_db.admin.status import NoBackups, Ways
+from kronos_db.admin.status import Parts as StatusParts
+from kronos_db.admin.status_store import DomainLooks
 from kronos_db.cache import upkeep as cache_upkeep
 from kronos_db.cache.counting import Counts
 from kronos_db.cache.leasing import Leases
@@ -73,13 +78,16 @@ from kronos_db.runtime.database.upkeep import upkeep
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable
 from kronos_db.runtime.feed.feed import Feed, Log, Pace
 from kronos_db.runtime.feed.feeds import Feeds
+from kronos_db.runtime.interceptors.audit import Recorder
 from kronos_db.runtime.interceptors.validation import VALIDATION_ERRORS
 from kronos_db.runtime.ops.background import watch_background, watch_lag
+from kronos_db.runtime.ops.vitals import Self
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
+from kronos_db.schemas import known_migrations, ways
 from kronos_db.tokens.credentials import Credentials
 from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
@@ -123,6 +131,8 @@ ERRORS = ErrorTable(
 )
 # Seconds for which a domain keeps its changes for those who watch, where it is not as long as the others.
 _CHANGES_KEPT = {"cache": cache_upkeep.CHANGES_KEPT}
+# What the ops port answers with methods of the contract.
+ENDPOINTS = (*ADMIN_ENDPOINTS,)
 # What the access policy may grant beside methods.
 CAPABILITIES = (*TOKENS_CAPABILITIES,)
 
@@ -147,14 +157,21 @@ class Process(NamedTuple):
     workers: Workers
     parking: Parking
     redis: RedisServer | None
+    vitals: Self
 
 
 class Domains:
-    """The services, and what goes on beside their calls; `rings` has the keys of each domain."""
+    """The services, and what goes on beside their calls.
+
+    `rings` has the keys of each domain, `recorders` who keeps the record of its calls, where one is kept.
+    """
 
     def __init__(self, parts: Mapping[str, Parts], process: Process) -> None:
         self.rings = {domain: part.ring for domain, part in parts.items()}
+        self.recorders: dict[str, Recorder] = {}
         self._process = process
+        self._databases = {domain: part.database for domain, part in parts.items()}
+        self._ways = {domain: Ways(*ways(process.settings, domain)) for domain in parts}
         self._background = [
             work for domain, part in parts.items() for work in upkeep(part.database, _CHANGES_KEPT.get(domain, KEPT))
         ]
@@ -291,13 +308,26 @@ class Domains:
 
     def _new_admin(self, parts: Parts) -> AdminService:
         chain = HashChain(parts.ring.subkey("audit log"))
+        audit = AuditStore(parts.database, chain)
+        recording = self.recorders[parts.database.domain] = Recording(audit.add)
+        self._starting.append(recording.start)
+        self._stopping.append(recording.stop)
+        status = StatusParts(
+            self._ways,
+            DomainLooks(self._databases, {domain: known_migrations(domain) for domain in self._databases}, parts.cache),
+            self._process.redis,
+            (self._process.vitals.slots, self._process.vitals.ask),
+            NoBackups(),
+        )
+        self._starting.append(status.start)
+        self._stopping.append(status.stop)
         return AdminService(
             parts.page_tokens,
-            # Status.
+            status=status,
             # Query.
             # Statements.
             # Indexes.
-            audit=(AuditStore(parts.database, chain), chain),
+            audit=(audit, chain),
             # Backups.
         )
 

@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, environment_of
 from kronos_db.runtime.errors import KronosError
-from kronos_db.runtime.ops.fleet import FleetMetrics, shortfall_of
-from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
+from kronos_db.runtime.ops.fleet import FleetMetrics, Forwarding, shortfall_of
+from kronos_db.runtime.ops.http import Handler, OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.logs import configure_logs
 from kronos_db.runtime.ops.readiness import Readiness
 from kronos_db.runtime.processes import PortTakenError, SharedPort, Slot, Supervisor
@@ -142,7 +142,7 @@ class Fleet:
         self._supervisor: Supervisor | None = None
         self._readiness = Readiness(timeout=_READINESS_TIMEOUT)
         self._registry = CollectorRegistry()
-        self._ops = OpsServer(settings.ops_listen, standard_routes(self._registry, self._readiness))
+        self._ops = OpsServer(settings.ops_listen, standard_routes(self._registry, self._readiness), self._forwarded())
         self.grpc_address = settings.grpc_listen
 
     @property
@@ -158,7 +158,7 @@ class Fleet:
             raise FleetStartError(f"KRONOS_DB_GRPC_LISTEN: {error}") from error
         self.grpc_address = self._port.address
         self._supervisor = supervisor = self._supervised()
-        self._registry.register(FleetMetrics(lambda: {slot.index: slot.ops for slot in supervisor.slots if slot.ops}))
+        self._registry.register(FleetMetrics(self._serving_processes))
         for slot in supervisor.slots:
             self._readiness.add(f"process {slot.index}", partial(_shortfall, slot), spare=True)
         try:
@@ -188,6 +188,16 @@ class Fleet:
         if self._port is not None:
             self._port.close()
         self._shared.cleanup()
+
+    def _serving_processes(self) -> dict[int, str]:
+        """Return slot and ops address of the processes that serve now."""
+        slots = self._supervisor.slots if self._supervisor is not None else []
+        return {slot.index: slot.ops for slot in slots if slot.ops}
+
+    def _forwarded(self) -> dict[str, Handler]:
+        """Return what a serving process answers: calls of methods, which need gRPC's handlers."""
+        forward = Forwarding(self._serving_processes)
+        return {"/db/": forward, "/openapi.json": forward}
 
     def _supervised(self) -> Supervisor:
         # What the processes do not share: each is alone at its ops port, and none is a supervisor.

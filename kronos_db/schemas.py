@@ -31,6 +31,8 @@ SERVED: Sequence[str] = ("users", "tokens", "logs", "routes", "messages", "cache
 _ROLE_SETTINGS: Mapping[str, Mapping[str, str]] = {"messages": {"enable_seqscan": "off"}}
 # Tables of a domain whose rows its role may add and read alone.
 _APPEND_ONLY: Mapping[str, Sequence[str]] = {"admin": ("audit_events",)}
+# What the role of a domain may be a member of beside its own rights: the server's statistics are for administration.
+_MEMBER_OF: Mapping[str, Sequence[str]] = {"admin": ("pg_monitor",)}
 _MINIMUM_SECRET = 32
 # Seconds that the server may be silent beyond the time that a statement may take.
 _SILENCE_MARGIN = 5.0
@@ -70,6 +72,16 @@ def listening_dsns(settings: Settings, domains: Iterable[str]) -> dict[str, str]
         domain: found.setdefault(settings.domain_direct_dsn(domain), _listening_dsn(settings, domain))
         for domain in domains
     }
+
+
+def ways(settings: Settings, domain: str) -> tuple[str, str]:
+    """Return the DSN that the calls of `domain` take, and one that leads straight to its PostgreSQL."""
+    return _access(settings, domain)[0], _listening_dsn(settings, domain)
+
+
+def known_migrations(domain: str) -> list[str]:
+    """Return the names of the migrations that this release knows of a domain, in the order of application."""
+    return [migration.name for migration in _chain(domain)]
 
 
 def _listening_dsn(settings: Settings, domain: str) -> str:
@@ -170,8 +182,15 @@ def _migrator(settings: Settings, domain: str) -> Migrator:
     direct = settings.domain_direct_dsn(domain)
     if direct is None:
         raise SettingsError("KRONOS_DB_POSTGRES_DIRECT_DSN or KRONOS_DB_POSTGRES_DSN is required to migrate.")
-    append_only = _APPEND_ONLY.get(domain, ())
-    return Migrator(domain, direct, _chain(domain), role, settings.statement_timeout, append_only=append_only)
+    return Migrator(
+        domain,
+        direct,
+        _chain(domain),
+        role,
+        settings.statement_timeout,
+        append_only=_APPEND_ONLY.get(domain, ()),
+        member_of=_MEMBER_OF.get(domain, ()),
+    )
 
 
 def _access(settings: Settings, domain: str) -> tuple[str, Role]:

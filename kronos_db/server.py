@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha.reflection import ReflectionServicer
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, SettingsError
-from kronos_db.domains import ADOPTED, CAPABILITIES, ERRORS, SERVICES, Domains, Parts, Process, followed
+from kronos_db.domains import ADOPTED, CAPABILITIES, ENDPOINTS, ERRORS, SERVICES, Domains, Parts, Process, followed
 from kronos_db.runtime.affinity import OneCore
 from kronos_db.runtime.cache.caches import Caches
 from kronos_db.runtime.crypto.keyring import KeyRing
@@ -26,6 +26,7 @@ from kronos_db.runtime.database.data_keys import DataKeys
 from kronos_db.runtime.errors import KronosError
 from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.access_log import AccessLog
+from kronos_db.runtime.interceptors.audit import AuditOutcome, AuditRequest
 from kronos_db.runtime.interceptors.authentication import Authentication
 from kronos_db.runtime.interceptors.chain import Chain, Registrar, register
 from kronos_db.runtime.interceptors.conversation import Conversations
@@ -38,10 +39,13 @@ from kronos_db.runtime.interceptors.transport import ListenError, Transport, lis
 from kronos_db.runtime.interceptors.validation import Validation
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
+from kronos_db.runtime.ops.gateway import Gateway
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
+from kronos_db.runtime.ops.openapi import description
 from kronos_db.runtime.ops.readiness import Readiness
+from kronos_db.runtime.ops.vitals import Self, Sources
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.redis import RedisServer
@@ -101,7 +105,10 @@ class Server:
         self._parking = Parking()
         self._domains: Domains | None = None
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})
-        self._ops = OpsServer(settings.ops_listen, standard_routes(self.registry, self.readiness))
+        self._gateway = Gateway(ENDPOINTS)
+        routes = [*standard_routes(self.registry, self.readiness), *self._gateway.routes(), description(ENDPOINTS)]
+        self._self = Self(slot, slots, shared)
+        self._ops = OpsServer(settings.ops_listen, [*routes, self._self.route()])
         self._redis = _redis(settings)
         if self._redis is not None:
             watch_redis(self.registry, self._redis)
@@ -124,6 +131,7 @@ class Server:
             self._ops.start()
         except OpsAddressError as error:
             raise StartError(f"KRONOS_DB_OPS_LISTEN: {error}") from error
+        self._self.announce(self.ops_address)
         if not self._schemas_are_ready(stopped):
             return False
         self._domains = self._build_domains()
@@ -203,8 +211,18 @@ class Server:
             for domain, database in self._databases.items()
         }
         process = Process(
-            self._settings, self._masters, self.registry, self._feeds, self._workers, self._parking, self._redis
+            self._settings,
+            self._masters,
+            self.registry,
+            self._feeds,
+            self._workers,
+            self._parking,
+            self._redis,
+            self._self,
         )
+        pools = {domain: database.pool for domain, database in self._databases.items()}
+        limits = self._settings.domain_concurrent_calls, self._settings.pool_max_size
+        self._self.tells(Sources(self._overload.running, self._workers.queued, pools, caches, *limits))
         return Domains(parts, process)
 
     def _build(self, domains: Domains) -> grpc.Server:
@@ -216,15 +234,18 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, registrar)
         self._paths = frozenset(method.path for method in registrar.handlers)
         self._authentication = Authentication(self._policy(), self._masters, _public(settings, self._paths))
+        marks = Marks()
         chain = Chain(
             {
                 "access_log": AccessLog(),
                 "metrics": Metrics(self._metrics),
                 "errors": Errors(ERRORS),
+                "audit_outcome": AuditOutcome(domains.recorders, ERRORS),
                 "authentication": self._authentication,
                 "overload": self._overload,
                 "validation": Validation(settings.max_message_bytes),
-                "encryption": Encryption(domains.rings, Marks(), settings.request_id_window),
+                "audit_request": AuditRequest(domains.recorders, marks),
+                "encryption": Encryption(domains.rings, marks, settings.request_id_window),
             },
             self._conversations,
         )
@@ -233,7 +254,9 @@ class Server:
             settings.max_message_bytes, settings.max_concurrent_calls, self._slot is not None, largest
         )
         server = transport.new_server(self._workers.as_executor())
-        register(server, {method: chain.compose(method, handler) for method, handler in registrar.handlers.items()})
+        composed = {method: chain.compose(method, handler) for method, handler in registrar.handlers.items()}
+        register(server, composed)
+        self._gateway.serve(composed)
         try:
             self.grpc_address = listen(server, settings.grpc_listen, _credentials(settings))
         except ListenError as error:

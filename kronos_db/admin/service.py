@@ -7,11 +7,13 @@ from kronos.admin.v1.admin_pb2_grpc import AdminServiceServicer
 from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_service import AuditHandlers
 from kronos_db.admin.audit_store import AuditStore
+from kronos_db.admin.status import Parts
+from kronos_db.admin.status_service import StatusHandlers
 from kronos_db.runtime.paging import PageTokens
 
 
 class AdminService(
-    # Status.
+    StatusHandlers,
     # Query.
     # Statements.
     # Indexes.
@@ -25,14 +27,14 @@ class AdminService(
         self,
         page_tokens: PageTokens,
         *,
-        # Status.
+        status: Parts,
         # Query.
         # Statements.
         # Indexes.
         audit: tuple[AuditStore, HashChain],
         # Backups.
     ) -> None:
-        # Status.
+        StatusHandlers.__init__(self, status)
         # Query.
         # Statements.
         # Indexes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 import structlog
@@ -22,6 +22,17 @@ _log = structlog.get_logger(__name__)
 
 class RedisAwayError(Exception):
     """Redis did not answer, or not of late."""
+
+
+class RedisFigures(NamedTuple):
+    """What Redis tells of itself; `max_bytes` is 0 when it has no limit."""
+
+    version: str
+    used_bytes: int
+    max_bytes: int
+    connections: int
+    hits: int
+    misses: int
 
 
 class RedisServer:
@@ -57,6 +68,16 @@ class RedisServer:
             raise RedisAwayError from error
         self._pause = _FIRST_PAUSE
         return result
+
+    def figures(self) -> RedisFigures:
+        """Ask Redis how it is, also while it is left alone; when it answers, that is over. Raises RedisAwayError."""
+        try:
+            found = self._redis.info()
+        except redis.RedisError as error:
+            raise RedisAwayError from error
+        self._away_until, self._pause = 0.0, _FIRST_PAUSE
+        names = ("used_memory", "maxmemory", "connected_clients", "keyspace_hits", "keyspace_misses")
+        return RedisFigures(str(found.get("redis_version", "")), *(int(found.get(name, 0)) for name in names))
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from kronos.admin.v1 import audit_pb2 as pb
-from kronos.admin.v1.admin_pb2_grpc import AdminServiceStub
 
 from kronos_db.admin.audit import Event, HashChain, Phase
 from kronos_db.admin.audit_store import AuditStore
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from tests.parts.domain import new_database, opened, settings_of
-from tests.parts.serving import Serving
 
 
 def an_event(**changes: object) -> Event:
@@ -99,11 +96,3 @@ def test_role_of_the_domain_may_add_and_read_alone(stores: list[AuditStore], dsn
             "SELECT has_table_privilege('kronos_admin', 'admin.audit_events', %s)", (privilege,)
         ).fetchone()
     assert found == (False,)
-
-
-def test_listing_of_a_server_is_empty_page(serving: Serving) -> None:
-    stub = AdminServiceStub(serving.channel_of("operator"))
-    assert stub.VerifyAuditLog(pb.VerifyAuditLogRequest()).next_sequence == 0
-    page = stub.ListAuditEvents(pb.ListAuditEventsRequest(caller="nobody of this name"))
-    assert not page.events
-    assert not page.next_page_token

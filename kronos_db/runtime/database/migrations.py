@@ -137,6 +137,7 @@ class Migrator:
         statement_timeout: float,
         *,
         append_only: Sequence[str] = (),
+        member_of: Sequence[str] = (),
     ) -> None:
         self.domain = domain
         self.known = known
@@ -145,6 +146,8 @@ class Migrator:
         self._statement_timeout = statement_timeout
         # Tables whose rows the role may add and read, and nothing else.
         self._append_only = append_only
+        # Roles of PostgreSQL that the role is to be a member of, if whoever migrates may say so.
+        self._member_of = member_of
 
     def applied(self) -> list[Applied]:
         """Return what the database remembers, oldest first; nothing when the domain has no schema yet."""
@@ -238,6 +241,19 @@ class Migrator:
             connection.execute(
                 sql.SQL("ALTER ROLE {} SET {} = {}").format(role, sql.Identifier(name), sql.Literal(value))
             )
+
+        self._join_groups(connection)
+
+    def _join_groups(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        """Make the role a member where whoever migrates may say so; elsewhere it sees less, and goes without."""
+        for group in self._member_of:
+            [(is_member, may_grant)] = connection.execute(
+                "SELECT pg_has_role(%s, %s, 'MEMBER'), pg_has_role(%s, 'MEMBER WITH ADMIN OPTION')",
+                (self._role.name, group, group),
+            ).fetchall()
+            if may_grant and not is_member:
+                names = sql.Identifier(group), sql.Identifier(self._role.name)
+                connection.execute(sql.SQL("GRANT {} TO {}").format(*names))
 
     def _password_is_set(self, password: str) -> bool:
         """Tell whether the role logs in with `password`, and not for a reason that has nothing to do with it."""

@@ -40,6 +40,7 @@ class Call:
     """
 
     __slots__ = (
+        "audit_id",
         "caller",
         "capabilities",
         "code",
@@ -76,6 +77,8 @@ class Call:
         self.code = "OK"
         # time.monotonic() at which the caller stops waiting; None when it never does.
         self.deadline: float | None = None
+        # Names the call in the record of calls, once it stands there as begun.
+        self.audit_id: UUID | None = None
         # Of a mutating call: keyed hash of its body, its `request_id` field, and what else decides how it is kept.
         self.fingerprint = b""
         self.write_id: UUID | None = None

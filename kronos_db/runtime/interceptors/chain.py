@@ -73,9 +73,11 @@ ORDER: Sequence[Place] = (
     Place("access_log", "it names the call, and every outcome of it, also a refusal, gets one line under that name"),
     Place("metrics", "refusals by anything below are counted with the code that they leave with"),
     Place("errors", "everything below raises exceptions, and this is the one place that turns them into a status"),
+    Place("audit_outcome", "it records the reason of every refusal below, before that has become a status"),
     Place("authentication", "nothing is read, decoded or spent for a caller that is not known and allowed"),
     Place("overload", "limits count known callers' calls alone, and refuse before the work of decoding and validation"),
     Place("validation", "rules are written for what the caller wrote, so they hold before anything is sealed"),
+    Place("audit_request", "only calls that may run are recorded as begun, and with what the caller wrote"),
     Place("encryption", "the handler is the first to see the message after it, so nothing below ever holds plaintext"),
 )
 
@@ -107,7 +109,7 @@ class Chain:
             "server_stream": grpc.unary_stream_rpc_method_handler,
             "bidi_stream": grpc.stream_stream_rpc_method_handler,
         }[method.kind]
-        behavior = _Composed(method, self._guards(), run)
+        behavior = Composed(method, self._guards(), run)
         return factory(behavior, request_deserializer=None, response_serializer=_serializer(handler))
 
     def _answered_by_callback(self, method: Method, handler: Handler) -> Run:
@@ -209,7 +211,7 @@ def _serializer(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[Any], byt
     return lambda answer: answer if type(answer) is bytes else serialize(answer)
 
 
-class _Composed:
+class Composed:
     """What gRPC gets of a method. Reception lets its calls in by `arrive`; without that they are when they run."""
 
     def __init__(self, method: Method, guards: Sequence[Guard], run: Run) -> None:
@@ -224,15 +226,17 @@ class _Composed:
         self.arrive = None if _CONTEXT is None else partial(self._arrive, _CONTEXT)
 
     def __call__(self, request: Any, context: grpc.ServicerContext, *send: Callable[[Any], None]) -> Any:
-        return self._entered(context)(request, context, *send)
+        """Take a call, as gRPC's behaviors do."""
+        return self.enter(context)(request, context, *send)
 
-    def _arrive(self, view: Callable[..., grpc.ServicerContext], event: Any, state: Any) -> _Arrived:
+    def _arrive(self, view: Callable[..., grpc.ServicerContext], event: Any, state: Any) -> Arrived:
         """Have the guards let a call in or refuse it."""
-        return self._entered(view(event, state, None))
+        return self.enter(view(event, state, None))
 
-    def _entered(self, context: grpc.ServicerContext) -> _Arrived:
+    def enter(self, context: grpc.ServicerContext) -> Arrived:
+        """Have the guards let a call in or refuse it; what is returned runs it, or raises the refusal."""
         call = Call(self._method, context)
-        arrived = _Arrived(call, self._run)
+        arrived = Arrived(call, self._run)
         entered = arrived.entered
         try:
             for begin, end in self._guards:
@@ -245,7 +249,7 @@ class _Composed:
         return arrived
 
 
-class _Arrived:
+class Arrived:
     """A call whose guards have begun; run in place of the composed behavior."""
 
     __slots__ = ("_run", "call", "entered", "experimental_non_blocking", "refusal")
@@ -259,6 +263,7 @@ class _Arrived:
         self._run = run
 
     def __call__(self, request: Any, _context: grpc.ServicerContext, *send: Callable[[Any], None]) -> Any:
+        """Run the call, or raise what the guards made of their refusal."""
         self.call.come_back()
         if self.refusal is not None:
             try:
@@ -293,7 +298,7 @@ class _Arrived:
 
 
 def _run_unary(handler: Handler) -> Run:
-    def run(arrived: _Arrived, request: Any) -> Any:
+    def run(arrived: Arrived, request: Any) -> Any:
         try:
             response = handler(request, arrived.call)
         except StepAside:
@@ -310,7 +315,7 @@ def _run_unary(handler: Handler) -> Run:
 
 
 def _run_stream(handler: Handler) -> Run:
-    def run(arrived: _Arrived, request: Any) -> Iterator[Any]:
+    def run(arrived: Arrived, request: Any) -> Iterator[Any]:
         try:
             yield from handler(request, arrived.call)
         except BaseException as error:  # noqa: BLE001  # the errors interceptor decides

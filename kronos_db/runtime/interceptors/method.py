@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from kronos.options.v1 import options_pb2
@@ -86,6 +87,12 @@ class Method:
     def mutating(self) -> bool:
         """Whether a call writes and is answered once per `request_id` (AIP-155)."""
         return "request_id" in self.request.fields_by_name
+
+    @cached_property
+    def audited(self) -> bool:
+        """Whether a call is recorded before it runs, where its domain keeps a record: it changes or runs something."""
+        options = self.descriptor.GetOptions()
+        return options.idempotency_level != MethodOptions.NO_SIDE_EFFECTS or options.Extensions[options_pb2.audited]
 
     @cached_property
     def compute(self) -> bool:

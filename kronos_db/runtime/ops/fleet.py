@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import urlencode
 
 import prometheus_client.values
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from kronos_db.runtime.ops.http import ProblemError, Request, Response
 from kronos_db.runtime.ops.readiness import OK
 
 _TIMEOUT = 2.0
+# Requests handed on at once, of the threads that the ops port has, and seconds that one may take.
+_MOST_FORWARDED = 8
+_LONGEST = 3700.0
+_REQUEST_HEADERS = ("authorization", "x-request-id", "content-type", "request-timeout")
+_ANSWER_HEADERS = ("X-Request-Id", "Retry-After", "WWW-Authenticate", "Allow")
 # Metrics of the process itself: told apart by process, not added up.
 _OWN = ("process_", "python_")
 _GROWING = frozenset({"counter", "histogram", "summary"})
@@ -101,6 +110,62 @@ class FleetMetrics(Collector):
         for (_slot, name), (family, grown) in self._grown.items():
             _add(sums, name, _Family(family.kind, family.meaning, grown.total()), sum_of)
         return sums
+
+
+class Forwarding:
+    """Hands a request to one of the serving processes, in turn, and its answer back.
+
+    `processes()` gives slot and ops address of those that serve now. A request that has not been taken by one is handed
+    to the next.
+    """
+
+    def __init__(self, processes: Callable[[], Mapping[int, str]]) -> None:
+        self._processes = processes
+        self._turn = itertools.count()
+        self._room = threading.BoundedSemaphore(_MOST_FORWARDED)
+
+    def __call__(self, request: Request) -> Response:
+        """Return what a process answers; a problem 503 when none takes the request, 502 when one ends over it."""
+        if not self._room.acquire(blocking=False):
+            raise _unavailable("As many requests are in work as may.")
+        try:
+            addresses = [address for _slot, address in sorted(self._processes().items())]
+            turn = next(self._turn) % max(1, len(addresses))
+            for address in (*addresses[turn:], *addresses[:turn]):
+                connection = http.client.HTTPConnection(address, timeout=_TIMEOUT)
+                try:
+                    connection.connect()
+                except OSError:
+                    continue
+                return _forwarded(connection, request)
+            raise _unavailable("No process serves at the moment.")
+        finally:
+            self._room.release()
+
+
+def _forwarded(connection: http.client.HTTPConnection, request: Request) -> Response:
+    query = urlencode(request.query, doseq=True)
+    headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
+    # The process knows how long the call may take.
+    connection.sock.settimeout(_LONGEST)
+    try:
+        connection.request(
+            request.method, f"{request.path}?{query}" if query else request.path, request.body or None, headers
+        )
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException):
+        raise ProblemError(
+            HTTPStatus.BAD_GATEWAY, "The process that had the request ended; whether it was done is not known."
+        ) from None
+    finally:
+        connection.close()
+    passed_on = {name: value for name in _ANSWER_HEADERS if (value := answer.getheader(name)) is not None}
+    return Response(HTTPStatus(answer.status), body, answer.getheader("Content-Type", ""), passed_on)
+
+
+def _unavailable(detail: str) -> ProblemError:
+    return ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
 
 
 def sum_of(one: float, other: float) -> float:

@@ -40,13 +40,24 @@ class OpsAddressError(KronosError):
 
 
 class ProblemError(KronosError):
-    """A handler answers with a problem (RFC 9457); `detail` is one sentence that may be shown."""
+    """A handler answers with a problem (RFC 9457).
 
-    def __init__(self, status: HTTPStatus, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
+    `detail` is one sentence that may be shown; `members` are what the document has beside it.
+    """
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, object] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.headers = dict(headers or {})
+        self.members = dict(members or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +98,12 @@ class Response:
     @classmethod
     def of_problem(cls, problem: ProblemError) -> Response:
         """Return a problem document (RFC 9457); its type is the status alone."""
-        document = {"title": problem.status.phrase, "status": problem.status.value, "detail": problem.detail}
+        document = {
+            "title": problem.status.phrase,
+            "status": problem.status.value,
+            "detail": problem.detail,
+            **problem.members,
+        }
         return cls(problem.status, json.dumps(document).encode() + b"\n", "application/problem+json", problem.headers)
 
 
@@ -129,10 +145,14 @@ def standard_routes(registry: CollectorRegistry, readiness: Readiness) -> list[R
 
 
 class OpsServer:
-    """Serves `routes` on `address`, HOST:PORT or [IPv6]:PORT, from a daemon thread; port 0 takes a free one."""
+    """Serves `routes` on `address`, HOST:PORT or [IPv6]:PORT, from a daemon thread; port 0 takes a free one.
 
-    def __init__(self, address: str, routes: Iterable[Route]) -> None:
+    `below` has handlers for all methods on all paths that begin with a text.
+    """
+
+    def __init__(self, address: str, routes: Iterable[Route], below: Mapping[str, Handler] | None = None) -> None:
         self._configured = address
+        self._below = dict(below or {})
         self._table: dict[str, dict[str, Handler]] = {}
         for route in routes:
             methods = self._table.setdefault(route.path, {})
@@ -178,6 +198,9 @@ class OpsServer:
     def _route(self, request: Request) -> Handler:
         methods = self._table.get(request.path)
         if methods is None:
+            for prefix, below in self._below.items():
+                if request.path.startswith(prefix):
+                    return below
             raise ProblemError(HTTPStatus.NOT_FOUND, f"Nothing is at {request.path}.")
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from buf.validate import validate_pb2
 from google.protobuf import descriptor_pool, struct_pb2
-from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto, MethodOptions
 from google.protobuf.message_factory import GetMessageClass
 from kronos.options.v1 import options_pb2
 from prometheus_client import CollectorRegistry
@@ -23,6 +23,7 @@ from kronos_db.runtime.crypto.master_key import FileMasterKeys, create_master_ke
 from kronos_db.runtime.errors import RUNTIME_ERRORS, Answer, Code, ErrorTable, KronosError
 from kronos_db.runtime.feed.limits import CallerStreams
 from kronos_db.runtime.interceptors.access_log import AccessLog
+from kronos_db.runtime.interceptors.audit import AuditOutcome, AuditRequest, Entry
 from kronos_db.runtime.interceptors.authentication import Authentication, hash_token, new_token
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.chain import Chain, register
@@ -134,6 +135,7 @@ def _file() -> FileDescriptorProto:
         )
         if name == "Burn":
             method.options.Extensions[options_pb2.workload] = options_pb2.WORKLOAD_COMPUTE
+            method.options.idempotency_level = MethodOptions.NO_SIDE_EFFECTS
     return file
 
 
@@ -142,6 +144,22 @@ _pool.Add(_file())
 _service = _pool.FindServiceByName(SERVICE)
 Probe: Any = GetMessageClass(_pool.FindMessageTypeByName("kronos.probe.v1.Probe"))
 WriteRequest: Any = GetMessageClass(_pool.FindMessageTypeByName("kronos.probe.v1.WriteRequest"))
+
+
+class MemoryRecorder:
+    """Keeps entries in memory; fails with `failure`, if any, where it may."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.failure: Exception | None = None
+
+    def record(self, entry: Entry) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.entries.append(entry)
+
+    def note(self, entry: Entry) -> None:
+        self.entries.append(entry)
 
 
 class ProbeServer:
@@ -167,14 +185,19 @@ class ProbeServer:
         self.pusher.start()
         self.streams = CallerStreams(CALLER_STREAMS)
         self.conversations = Conversations(self.workers.post, self.pusher, self.streams)
+        table = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, ERRORS)
+        self.recorder = MemoryRecorder()
+        self.recorders = {"probe": self.recorder}
         self.chain = Chain(
             {
                 "access_log": AccessLog(self._line),
                 "metrics": Metrics(self.metrics),
-                "errors": Errors(ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS, ERRORS)),
+                "errors": Errors(table),
+                "audit_outcome": AuditOutcome(self.recorders, table),
                 "authentication": self.authentication,
                 "overload": self.overload,
                 "validation": Validation(MAX_BYTES),
+                "audit_request": AuditRequest(self.recorders, Marks()),
                 "encryption": Encryption({"probe": self.ring}, Marks(), 3600.0),
             },
             self.conversations,
@@ -183,7 +206,8 @@ class ProbeServer:
             self.workers.as_executor(), options=[("grpc.max_receive_message_length", 4 * MAX_BYTES)]
         )
         handlers = {Method(method): self._handler(method.name) for method in _service.methods}
-        register(self.server, {method: self.chain.compose(method, handler) for method, handler in handlers.items()})
+        self.composed = {method: self.chain.compose(method, handler) for method, handler in handlers.items()}
+        register(self.server, self.composed)
         port = self.server.add_insecure_port("127.0.0.1:0")
         self.server.start()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
@@ -202,6 +226,8 @@ class ProbeServer:
         self.seen.clear()
         self.calls.clear()
         self.lines.clear()
+        self.recorder.entries.clear()
+        self.recorder.failure = None
 
     def start(self, name: str, *requests: Any, caller: str | None = "friend", timeout: float = 20, **kw: Any) -> Any:
         """Begin a call of method `name` with messages, or raw bytes, and return what grpc returns."""

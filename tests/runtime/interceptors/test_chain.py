@@ -29,7 +29,17 @@ _STREAMS_OUT = ("ServerStream", "BidiStream", "Push")
 def test_the_order_is_that_of_the_design_and_every_place_has_its_reason() -> None:
     names = [place.name for place in ORDER]
 
-    assert names == ["access_log", "metrics", "errors", "authentication", "overload", "validation", "encryption"]
+    assert names == [
+        "access_log",
+        "metrics",
+        "errors",
+        "audit_outcome",
+        "authentication",
+        "overload",
+        "validation",
+        "audit_request",
+        "encryption",
+    ]
     assert all(len(place.because.split()) >= 8 for place in ORDER)
     assert len({place.because for place in ORDER}) == len(ORDER)
 
@@ -38,8 +48,8 @@ def test_the_links_stand_in_the_chain_in_that_order(probe: ProbeServer) -> None:
     guards = [type(link).__name__ for link in probe.chain._guards()]
     filters = [type(link).__name__ for link in probe.chain._filters()]
 
-    assert guards == ["AccessLog", "Metrics", "Errors", "Authentication", "Overload"]
-    assert filters == ["Metrics", "Overload", "Validation", "Encryption"]
+    assert guards == ["AccessLog", "Metrics", "Errors", "AuditOutcome", "Authentication", "Overload"]
+    assert filters == ["Metrics", "Overload", "Validation", "AuditRequest", "Encryption"]
 
 
 def test_a_chain_with_a_missing_or_unknown_link_is_refused(probe: ProbeServer) -> None:
@@ -65,7 +75,7 @@ def test_each_method_is_composed_once_and_not_per_call(probe: ProbeServer, monke
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_a_call_goes_through_all_seven(probe: ProbeServer, kind: str) -> None:
+def test_a_call_goes_through_all_of_them(probe: ProbeServer, kind: str) -> None:
     before = probe.counts(kind)
 
     responses = probe.call(kind, Probe(secret="Plain", word="open"), metadata=[("x-request-id", "seven")])

@@ -23,19 +23,22 @@ _sym_db = _symbol_database.Default()
 
 
 from kronos.admin.v1 import audit_pb2 as kronos_dot_admin_dot_v1_dot_audit__pb2
+from kronos.admin.v1 import status_pb2 as kronos_dot_admin_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkronos/admin/v1/admin.proto\x12\x0fkronos.admin.v1\x1a\x1bkronos/admin/v1/audit.proto2\xe1\x01\n\x0c\x41\x64minService\x12i\n\x0fListAuditEvents\x12\'.kronos.admin.v1.ListAuditEventsRequest\x1a(.kronos.admin.v1.ListAuditEventsResponse\"\x03\x90\x02\x01\x12\x66\n\x0eVerifyAuditLog\x12&.kronos.admin.v1.VerifyAuditLogRequest\x1a\'.kronos.admin.v1.VerifyAuditLogResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkronos/admin/v1/admin.proto\x12\x0fkronos.admin.v1\x1a\x1bkronos/admin/v1/audit.proto\x1a\x1ckronos/admin/v1/status.proto2\xba\x02\n\x0c\x41\x64minService\x12W\n\tGetStatus\x12!.kronos.admin.v1.GetStatusRequest\x1a\".kronos.admin.v1.GetStatusResponse\"\x03\x90\x02\x01\x12i\n\x0fListAuditEvents\x12\'.kronos.admin.v1.ListAuditEventsRequest\x1a(.kronos.admin.v1.ListAuditEventsResponse\"\x03\x90\x02\x01\x12\x66\n\x0eVerifyAuditLog\x12&.kronos.admin.v1.VerifyAuditLogRequest\x1a\'.kronos.admin.v1.VerifyAuditLogResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kronos.admin.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['GetStatus']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['GetStatus']._serialized_options = b'\220\002\001'
   _globals['_ADMINSERVICE'].methods_by_name['ListAuditEvents']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['ListAuditEvents']._serialized_options = b'\220\002\001'
   _globals['_ADMINSERVICE'].methods_by_name['VerifyAuditLog']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['VerifyAuditLog']._serialized_options = b'\220\002\001'
-  _globals['_ADMINSERVICE']._serialized_start=78
-  _globals['_ADMINSERVICE']._serialized_end=303
+  _globals['_ADMINSERVICE']._serialized_start=108
+  _globals['_ADMINSERVICE']._serialized_end=422
 # @@protoc_insertion_point(module_scope)

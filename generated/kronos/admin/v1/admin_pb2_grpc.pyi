@@ -7,6 +7,7 @@ all that operators did. Messages are in the file of their group.
 
 from collections import abc as _abc
 from kronos.admin.v1 import audit_pb2 as _audit_pb2
+from kronos.admin.v1 import status_pb2 as _status_pb2
 import abc as _abc_1
 import grpc as _grpc
 
@@ -24,6 +25,10 @@ class AdminServiceStub:
     """
 
     def __init__(self, channel: _grpc.Channel) -> None: ...
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_status_pb2.GetStatusRequest, _status_pb2.GetStatusResponse]
+    """Tells how the server and all parts of it are, in at most 50 ms: from what was seen of them last, within 2 s of what
+    happened to them. A part that nobody has asked about for a minute is looked at first, for as long as that allows.
+    """
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEventsRequest, _audit_pb2.ListAuditEventsResponse]
     """Audit.
 
@@ -42,6 +47,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     UNAVAILABLE when the call cannot be recorded: then it does not run.
     Status.
     """
+
+    @_abc_1.abstractmethod
+    def GetStatus(
+        self,
+        request: _status_pb2.GetStatusRequest,
+        context: _grpc.ServicerContext,
+    ) -> _status_pb2.GetStatusResponse:
+        """Tells how the server and all parts of it are, in at most 50 ms: from what was seen of them last, within 2 s of what
+        happened to them. A part that nobody has asked about for a minute is looked at first, for as long as that allows.
+        """
 
     @_abc_1.abstractmethod
     def ListAuditEvents(

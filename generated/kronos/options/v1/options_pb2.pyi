@@ -126,6 +126,7 @@ Global___Sensitive: _TypeAlias = Sensitive  # noqa: Y015
 SENSITIVE_FIELD_NUMBER: _builtins.int
 RECORD_ID_FIELD_NUMBER: _builtins.int
 WORKLOAD_FIELD_NUMBER: _builtins.int
+AUDITED_FIELD_NUMBER: _builtins.int
 sensitive: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, Global___Sensitive]
 """How the value of this field is protected. Only on singular `string` and `bytes` fields."""
 record_id: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
@@ -134,3 +135,7 @@ are bound to it. The server assigns a UUIDv7 when a caller leaves it empty on a 
 """
 workload: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Workload.ValueType]
 """What a call of this method costs the server most of. Default: WORKLOAD_UNSPECIFIED, an ordinary call."""
+audited: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
+"""Every call of this method is recorded before it runs, like calls of methods that change something: for methods that
+change nothing, but run what their caller says. Obeyed where a domain keeps a record of calls.
+"""
