@@ -20,6 +20,9 @@ from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_store import AuditStore
 from kronos_db.admin.endpoints import ENDPOINTS as ADMIN_ENDPOINTS
 from kronos_db.admin.model import ERRORS as ADMIN_ERRORS
+from kronos_db.admin.query_model import QueryLimits
+from kronos_db.admin.query_store import QueryStore
+from kronos_db.admin.querying import Querying
 from kronos_db.admin.recording import Recording
 from kronos_db.admin.service import AdminService
 from kronos_db.admin.status import NoBackups, Ways
@@ -87,7 +90,7 @@ from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
-from kronos_db.schemas import known_migrations, ways
+from kronos_db.schemas import known_migrations, open_reading, ways
 from kronos_db.tokens.credentials import Credentials
 from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
@@ -324,12 +327,22 @@ class Domains:
         return AdminService(
             parts.page_tokens,
             status=status,
-            # Query.
+            querying=self._new_querying(),
             # Statements.
             # Indexes.
             audit=(audit, chain),
             # Backups.
         )
+
+    def _new_querying(self) -> Querying:
+        settings = self._process.settings
+        places = open_reading(settings)
+        store = QueryStore({name: place.pool for name, place in places.items()})
+        self._stopping.append(store.close)
+        limits = QueryLimits(
+            settings.query_timeout, settings.query_max_cost, settings.query_max_rows, settings.query_max_bytes
+        )
+        return Querying(store, {name: place.relations for name, place in places.items()}, limits)
 
 
 def followed(domain: str, database: Database) -> tuple[Log, Pace] | tuple[()]:

@@ -49,6 +49,14 @@ class MigrationState:
     path: Path
 
 
+@dataclass(frozen=True, slots=True)
+class ReadingPlace:
+    """A database in which operators' statements run: connections of their role, and the relations that it may read."""
+
+    pool: Pool
+    relations: frozenset[str]
+
+
 def open_database(settings: Settings, domain: str) -> Database:
     """Return the database of `domain` through the pool of its role. Raises SettingsError."""
     dsn, _role = _access(settings, domain)
@@ -137,26 +145,38 @@ def readable_relations(domains: Iterable[str]) -> frozenset[str]:
     return frozenset().union(*(read_readable(readable_file(domain)).granted for domain in domains))
 
 
-def reading_targets(settings: Settings) -> dict[str, tuple[str, Sequence[str]]]:
-    """Return where operators' statements can run: by name of a domain a DSN of their role, and the domains there.
+def open_reading(settings: Settings) -> dict[str, ReadingPlace]:
+    """Return where operators' statements run, by the name of a domain; "" is the common database, or its replica.
 
-    The name "" stands for the common database, or its replica; domains without a DSN of their own are there. Nothing
-    without a role secret.
+    Domains without a DSN of their own are there. Nothing without a role secret.
     """
     if settings.postgres_role_secret_file is None:
         return {}
     password = _derived_password(settings, READER)
+    places: dict[str, ReadingPlace] = {}
     shared = [domain for domain in SERVED if settings.domain_dsn(domain) is None]
-    targets: dict[str, tuple[str, Sequence[str]]] = {}
     common = settings.query_dsn or settings.postgres_direct_dsn or settings.postgres_dsn
     if common is not None and shared:
-        place = as_role(common.get_secret_value(), READER, password), shared
-        targets.update(dict.fromkeys(["", *shared], place))
+        place = _reading_place(settings, as_role(common.get_secret_value(), READER, password), shared)
+        places.update(dict.fromkeys(["", *shared], place))
     for domain in SERVED:
         direct = settings.domain_direct_dsn(domain)
         if domain not in shared and direct is not None:
-            targets[domain] = as_role(direct, READER, password), [domain]
-    return targets
+            places[domain] = _reading_place(settings, as_role(direct, READER, password), [domain])
+    return places
+
+
+def _reading_place(settings: Settings, dsn: str, domains: Sequence[str]) -> ReadingPlace:
+    limits = PoolLimits(
+        settings.query_connections,
+        settings.pool_max_waiting,
+        settings.pool_timeout,
+        # Never by name: what a session is left with is looked at.
+        prepared_statements=False,
+        silence=settings.query_timeout + _SILENCE_MARGIN,
+        min_size=0,
+    )
+    return ReadingPlace(Pool("query", dsn, limits), readable_relations(domains))
 
 
 def migration_plan(settings: Settings) -> list[MigrationState]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kronos_db.admin.query_model import QUERY_ERRORS
 from kronos_db.runtime.errors import Answer, KronosError
 
 ERRORS: Mapping[type[KronosError], Answer] = {
-    # Query.
+    **QUERY_ERRORS,
     # Statements.
     # Indexes.
     # Backups.

@@ -109,7 +109,7 @@ class Reading:
         self._until = time.monotonic() + limits.seconds
         # Held while a cancel is sent, so that none reaches whoever has the connection next.
         self._lock = threading.Lock()
-        self._over = False
+        self.over = False
         self.cancelled = False
 
     def begin(self) -> None:
@@ -187,7 +187,7 @@ class Reading:
     def end(self) -> bool:
         """Roll back; return False when the session is not as it was before, or may not be."""
         with self._lock:
-            self._over = True
+            self.over = True
         connection = self._connection
         if self.cancelled or connection.closed:
             return False
@@ -205,7 +205,7 @@ class Reading:
     def cancel(self) -> None:
         """Have PostgreSQL end the statement: for when the caller has left."""
         with self._lock:
-            if not self._over:
+            if not self.over:
                 self.cancelled = True
                 self._connection.cancel_safe(timeout=_CANCEL_LIMIT)
 

@@ -7,6 +7,8 @@ from kronos.admin.v1.admin_pb2_grpc import AdminServiceServicer
 from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_service import AuditHandlers
 from kronos_db.admin.audit_store import AuditStore
+from kronos_db.admin.query_service import QueryHandlers
+from kronos_db.admin.querying import Querying
 from kronos_db.admin.status import Parts
 from kronos_db.admin.status_service import StatusHandlers
 from kronos_db.runtime.paging import PageTokens
@@ -14,7 +16,7 @@ from kronos_db.runtime.paging import PageTokens
 
 class AdminService(
     StatusHandlers,
-    # Query.
+    QueryHandlers,
     # Statements.
     # Indexes.
     AuditHandlers,
@@ -28,14 +30,14 @@ class AdminService(
         page_tokens: PageTokens,
         *,
         status: Parts,
-        # Query.
+        querying: Querying,
         # Statements.
         # Indexes.
         audit: tuple[AuditStore, HashChain],
         # Backups.
     ) -> None:
         StatusHandlers.__init__(self, status)
-        # Query.
+        QueryHandlers.__init__(self, querying)
         # Statements.
         # Indexes.
         AuditHandlers.__init__(self, *audit, page_tokens)

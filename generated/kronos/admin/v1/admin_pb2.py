@@ -23,10 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from kronos.admin.v1 import audit_pb2 as kronos_dot_admin_dot_v1_dot_audit__pb2
+from kronos.admin.v1 import query_pb2 as kronos_dot_admin_dot_v1_dot_query__pb2
 from kronos.admin.v1 import status_pb2 as kronos_dot_admin_dot_v1_dot_status__pb2
+from kronos.options.v1 import options_pb2 as kronos_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkronos/admin/v1/admin.proto\x12\x0fkronos.admin.v1\x1a\x1bkronos/admin/v1/audit.proto\x1a\x1ckronos/admin/v1/status.proto2\xba\x02\n\x0c\x41\x64minService\x12W\n\tGetStatus\x12!.kronos.admin.v1.GetStatusRequest\x1a\".kronos.admin.v1.GetStatusResponse\"\x03\x90\x02\x01\x12i\n\x0fListAuditEvents\x12\'.kronos.admin.v1.ListAuditEventsRequest\x1a(.kronos.admin.v1.ListAuditEventsResponse\"\x03\x90\x02\x01\x12\x66\n\x0eVerifyAuditLog\x12&.kronos.admin.v1.VerifyAuditLogRequest\x1a\'.kronos.admin.v1.VerifyAuditLogResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkronos/admin/v1/admin.proto\x12\x0fkronos.admin.v1\x1a\x1bkronos/admin/v1/audit.proto\x1a\x1bkronos/admin/v1/query.proto\x1a\x1ckronos/admin/v1/status.proto\x1a\x1fkronos/options/v1/options.proto2\xf3\x03\n\x0c\x41\x64minService\x12W\n\tGetStatus\x12!.kronos.admin.v1.GetStatusRequest\x1a\".kronos.admin.v1.GetStatusResponse\"\x03\x90\x02\x01\x12Q\n\x05Query\x12\x1d.kronos.admin.v1.QueryRequest\x1a\x1e.kronos.admin.v1.QueryResponse\"\x07\x90\x02\x01\x80\xee\x18\x01\x30\x01\x12\x64\n\x0c\x45xplainQuery\x12$.kronos.admin.v1.ExplainQueryRequest\x1a%.kronos.admin.v1.ExplainQueryResponse\"\x07\x90\x02\x01\x80\xee\x18\x01\x12i\n\x0fListAuditEvents\x12\'.kronos.admin.v1.ListAuditEventsRequest\x1a(.kronos.admin.v1.ListAuditEventsResponse\"\x03\x90\x02\x01\x12\x66\n\x0eVerifyAuditLog\x12&.kronos.admin.v1.VerifyAuditLogRequest\x1a\'.kronos.admin.v1.VerifyAuditLogResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +37,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['GetStatus']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['GetStatus']._serialized_options = b'\220\002\001'
+  _globals['_ADMINSERVICE'].methods_by_name['Query']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['Query']._serialized_options = b'\220\002\001\200\356\030\001'
+  _globals['_ADMINSERVICE'].methods_by_name['ExplainQuery']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['ExplainQuery']._serialized_options = b'\220\002\001\200\356\030\001'
   _globals['_ADMINSERVICE'].methods_by_name['ListAuditEvents']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['ListAuditEvents']._serialized_options = b'\220\002\001'
   _globals['_ADMINSERVICE'].methods_by_name['VerifyAuditLog']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['VerifyAuditLog']._serialized_options = b'\220\002\001'
-  _globals['_ADMINSERVICE']._serialized_start=108
-  _globals['_ADMINSERVICE']._serialized_end=422
+  _globals['_ADMINSERVICE']._serialized_start=170
+  _globals['_ADMINSERVICE']._serialized_end=669
 # @@protoc_insertion_point(module_scope)

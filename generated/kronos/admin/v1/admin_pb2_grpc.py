@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from kronos.admin.v1 import audit_pb2 as kronos_dot_admin_dot_v1_dot_audit__pb2
+from kronos.admin.v1 import query_pb2 as kronos_dot_admin_dot_v1_dot_query__pb2
 from kronos.admin.v1 import status_pb2 as kronos_dot_admin_dot_v1_dot_status__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -46,6 +47,16 @@ class AdminServiceStub:
                 request_serializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.Query = channel.unary_stream(
+                '/kronos.admin.v1.AdminService/Query',
+                request_serializer=kronos_dot_admin_dot_v1_dot_query__pb2.QueryRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_query__pb2.QueryResponse.FromString,
+                _registered_method=True)
+        self.ExplainQuery = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/ExplainQuery',
+                request_serializer=kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryResponse.FromString,
+                _registered_method=True)
         self.ListAuditEvents = channel.unary_unary(
                 '/kronos.admin.v1.AdminService/ListAuditEvents',
                 request_serializer=kronos_dot_admin_dot_v1_dot_audit__pb2.ListAuditEventsRequest.SerializeToString,
@@ -75,10 +86,25 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListAuditEvents(self, request, context):
+    def Query(self, request, context):
         """Query.
 
-        Statements.
+        Runs one statement that reads and does nothing else, and returns its columns, its rows and how it ended. A stream
+        without an end part was broken off: its rows are not all rows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainQuery(self, request, context):
+        """Tells how PostgreSQL would run a statement that Query lets run, and what it expects that to cost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEvents(self, request, context):
+        """Statements.
 
         Indexes.
 
@@ -105,6 +131,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusRequest.FromString,
                     response_serializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'Query': grpc.unary_stream_rpc_method_handler(
+                    servicer.Query,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_query__pb2.QueryRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_query__pb2.QueryResponse.SerializeToString,
+            ),
+            'ExplainQuery': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainQuery,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryResponse.SerializeToString,
             ),
             'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuditEvents,
@@ -150,6 +186,60 @@ class AdminService:
             '/kronos.admin.v1.AdminService/GetStatus',
             kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusRequest.SerializeToString,
             kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Query(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/Query',
+            kronos_dot_admin_dot_v1_dot_query__pb2.QueryRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_query__pb2.QueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainQuery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/ExplainQuery',
+            kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ all that operators did. Messages are in the file of their group.
 
 from collections import abc as _abc
 from kronos.admin.v1 import audit_pb2 as _audit_pb2
+from kronos.admin.v1 import query_pb2 as _query_pb2
 from kronos.admin.v1 import status_pb2 as _status_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -29,6 +30,14 @@ class AdminServiceStub:
     """Tells how the server and all parts of it are, in at most 50 ms: from what was seen of them last, within 2 s of what
     happened to them. A part that nobody has asked about for a minute is looked at first, for as long as that allows.
     """
+    Query: _grpc.UnaryStreamMultiCallable[_query_pb2.QueryRequest, _query_pb2.QueryResponse]
+    """Query.
+
+    Runs one statement that reads and does nothing else, and returns its columns, its rows and how it ended. A stream
+    without an end part was broken off: its rows are not all rows.
+    """
+    ExplainQuery: _grpc.UnaryUnaryMultiCallable[_query_pb2.ExplainQueryRequest, _query_pb2.ExplainQueryResponse]
+    """Tells how PostgreSQL would run a statement that Query lets run, and what it expects that to cost."""
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEventsRequest, _audit_pb2.ListAuditEventsResponse]
     """Audit.
 
@@ -57,6 +66,26 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells how the server and all parts of it are, in at most 50 ms: from what was seen of them last, within 2 s of what
         happened to them. A part that nobody has asked about for a minute is looked at first, for as long as that allows.
         """
+
+    @_abc_1.abstractmethod
+    def Query(
+        self,
+        request: _query_pb2.QueryRequest,
+        context: _grpc.ServicerContext,
+    ) -> _abc.Iterator[_query_pb2.QueryResponse]:
+        """Query.
+
+        Runs one statement that reads and does nothing else, and returns its columns, its rows and how it ended. A stream
+        without an end part was broken off: its rows are not all rows.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainQuery(
+        self,
+        request: _query_pb2.ExplainQueryRequest,
+        context: _grpc.ServicerContext,
+    ) -> _query_pb2.ExplainQueryResponse:
+        """Tells how PostgreSQL would run a statement that Query lets run, and what it expects that to cost."""
 
     @_abc_1.abstractmethod
     def ListAuditEvents(
