@@ -73,15 +73,17 @@ class Guard:
         self._ctes = {str(node.ctename) for node in nodes if isinstance(node, ast.CommonTableExpr)}
         for node in nodes:
             self._visit(node)
-        return self._text.encode()[: raw.stmt_location + raw.stmt_len].decode() if raw.stmt_len else self._text
+        # What stands before it, as semicolons do, makes room, so that PostgreSQL counts places as the caller does.
+        return " " * raw.stmt_location + self._text[raw.stmt_location :][: raw.stmt_len or None]
 
     def _only_statement(self) -> Any:
         try:
             _check_size(self._text)
             parsed = parser.parse_sql(self._text)
         except parser.ParseError as error:
-            place = error.args[1] if len(error.args) > 1 and isinstance(error.args[1], int) else 0
-            raise StatementRefusedError("syntax", str(error.args[0]), place) from None
+            place = error.args[1] if len(error.args) > 1 else None
+            what = str(error.args[0]).partition(", at index")[0]
+            raise StatementRefusedError("syntax", what, place + 1 if isinstance(place, int) else 0) from None
         if len(parsed) != 1:
             raise StatementRefusedError("one statement", f"it is {len(parsed)} statements")
         return parsed[0]
@@ -95,12 +97,9 @@ class Guard:
             special(self, node)
 
     def _refuse(self, rule: str, what: str, node: Any = None) -> None:
+        # In characters from 0, -1 for none.
         location = getattr(node, "location", None)
-        raise StatementRefusedError(rule, what, self._position(location) if isinstance(location, int) else 0)
-
-    def _position(self, offset: int) -> int:
-        """Return the place of a byte, in characters from 1."""
-        return len(self._text.encode()[:offset].decode(errors="replace")) + 1 if offset >= 0 else 0
+        raise StatementRefusedError(rule, what, location + 1 if isinstance(location, int) else 0)
 
     def _relation(self, node: Any) -> None:
         name = str(node.relname)

@@ -142,8 +142,10 @@ class Reading:
     def plan(self, text: str) -> Plan:
         """Return the plan of a statement."""
         rows = self.execute(f"EXPLAIN (FORMAT JSON, VERBOSE) {text}").fetchall()
-        found = rows[0][0]
-        root = found[0]["Plan"]
+        found = rows[0][0] if rows else None
+        root = found[0].get("Plan") if found and isinstance(found[0], dict) else None
+        if root is None:
+            raise StatementRefusedError("statement", "PostgreSQL has no plan for it")
         return Plan(json.dumps(found), float(root["Total Cost"]), float(root["Plan Rows"]))
 
     def columns(self, text: str) -> list[Column]:
