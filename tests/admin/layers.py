@@ -48,7 +48,9 @@ class Stand:
         self._admin = psycopg.connect(self.superuser, autocommit=True)
         self._admin.execute(_SETUP.read_bytes())
         granted = {"stand.t": frozenset({"id", "kind", "mark"}), "stand.u": frozenset({"id"})}
-        text = "".join(f"GRANT SELECT ({', '.join(columns)}) ON {name} TO {READER};" for name, columns in granted.items())
+        text = "".join(
+            f"GRANT SELECT ({', '.join(columns)}) ON {name} TO {READER};" for name, columns in granted.items()
+        )
         ReadingRole(self.superuser, _PASSWORD, 30).apply([Part("stand", "stand_owner", Readable(text, granted, {}))])
         self.directory = self._make_canary()
         row = self._admin.execute("SELECT lo_from_bytea(0, 'large')").fetchone()

@@ -38,7 +38,9 @@ def querying(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactor
             connection.execute((_FOLDER / "tpch_schema.sql").read_bytes())
             ReadingRole(dsn, password, 30).apply([Part("tpch", "kronos", Readable("", {}, {}))])
             connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA tpch TO {READER}".encode())
-            tables = connection.execute("SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'tpch'::regnamespace")
+            tables = connection.execute(
+                "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'tpch'::regnamespace"
+            )
             relations = frozenset(str(row[0]) for row in tables)
         pool = Pool("query", make_conninfo(dsn, user=READER, password=password), PoolLimits(2, 8, 5.0, False, 20.0, 0))
         yield Querying(QueryStore({"": pool}), {"": relations}, LIMITS)

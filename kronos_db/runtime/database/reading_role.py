@@ -120,7 +120,10 @@ def read_readable(path: Path) -> Readable:
     if _GRANT.sub("", bare).strip():
         raise ValueError(f"{path}: something else than GRANT SELECT (columns) ON schema.table TO {READER};")
     granted = {match[2]: _columns(match[1]) for match in _GRANT.finditer(bare)}
-    return Readable(bare, granted, {match[1]: _columns(match[2]) for match in _SECRET.finditer(text)})
+    secret: dict[str, frozenset[str]] = {}
+    for match in _SECRET.finditer(text):
+        secret[match[1]] = secret.get(match[1], frozenset()) | _columns(match[2])
+    return Readable(bare, granted, secret)
 
 
 def _columns(text: str) -> frozenset[str]:
