@@ -24,7 +24,7 @@ from tests.parts.refusal import read, refused
 from tests.parts.serving import Serving
 
 # A minute or so, and less than what is too costly.
-ENDLESS = "SELECT count(*) FROM generate_series(1, 30000) AS a, generate_series(1, 20000) AS b"
+ENDLESS = "SELECT count(*) FROM generate_series(1, 15000) AS a, generate_series(1, 20000) AS b"
 
 # One row of more than a MiB.
 LONG = "SELECT string_agg(md5(g::text), '') FROM generate_series(1, 40000) g"
