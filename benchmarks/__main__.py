@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import cache, logs, messages, overload, processes, routes, streams, tokens, users
+from benchmarks import admin, cache, logs, messages, overload, processes, routes, streams, tokens, users
 from benchmarks.stand import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +28,7 @@ PARTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     "routes": routes.rows,
     "messages": messages.rows,
     "cache": cache.rows,
+    "admin": admin.rows,
     "processes": processes.rows,
     "streams": streams.rows,
     "overload": overload.rows,

@@ -220,6 +220,31 @@ _Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Server;
 # Without the prefix of the settings: it is none of them.
 _Token = Annotated[str | None, typer.Option(envvar="KRONOS_TOKEN", help="Bearer token.", show_default=False)]
 
+_Ca = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM authorities; speaks TLS.")]
+_Cert = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM client certificate; speaks TLS.")]
+_Key = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM key of the client certificate.")]
+
+
+@app.command()
+def status(  # noqa: PLR0917 - typer reads the options off the parameters
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    address: _Address = None,
+    token: _Token = None,
+    tls_ca: _Ca = None,
+    cert: _Cert = None,
+    key: _Key = None,
+) -> None:
+    """Show the state of a running server and of all its parts; the exit code is 1 when it is DOWN."""
+    if watch and as_json:
+        raise typer.BadParameter("--watch and --json exclude each other.")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from kronos_db import call_command, status_command  # noqa: PLC0415 - gRPC costs start time, and only here
+
+    place = address or load().grpc_listen
+    with call_command.connected(place, token=token, headers=[], ca=tls_ca, cert=cert, key=key) as client:
+        status_command.show(client, Console(highlight=False, markup=False), watch=watch, as_json=as_json)
+
 
 @app.command()
 def call(  # noqa: PLR0917 - typer reads the options off the parameters

@@ -313,6 +313,7 @@ class Domains:
         chain = HashChain(parts.ring.subkey("audit log"))
         audit = AuditStore(parts.database, chain)
         recording = self.recorders[parts.database.domain] = Recording(audit.add)
+        recording.watch(self._process.registry)
         self._starting.append(recording.start)
         self._stopping.append(recording.stop)
         status = StatusParts(

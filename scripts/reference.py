@@ -17,6 +17,7 @@ from kronos.options.v1 import options_pb2
 from prometheus_client import CollectorRegistry
 
 from kronos_db import cli, config, server
+from kronos_db.admin.recording import Recording
 from kronos_db.cache.counting import Counts
 from kronos_db.logs.metrics import watch_records
 from kronos_db.routes.counters import Counters
@@ -115,6 +116,7 @@ def metrics_page() -> str:
     counts = Counts(SimpleNamespace())
     counts.of("example")
     counts.watch(registry)
+    Recording(lambda _events: None).watch(registry)
     # Those of the interpreter and the process stand after the server's own.
     families = sorted(_families(registry), key=lambda row: (row[0].startswith(("`process_", "`python_")), row[0]))
     return f"""# Metrics

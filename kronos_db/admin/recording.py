@@ -7,9 +7,11 @@ from collections.abc import Callable, Hashable, Sequence
 from uuid import uuid4
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from kronos_db.admin.audit import Event, Phase
 from kronos_db.runtime.interceptors.audit import Entry
+from kronos_db.runtime.ops.metrics import gauges
 
 # Events that wait one by one; those that come beyond are counted together when they are alike.
 _MOST_WAITING = 1000
@@ -55,6 +57,16 @@ class Recording:
     def waiting(self) -> int:
         """How many events are noted and not yet written."""
         return len(self._waiting) + self._writing
+
+    def watch(self, registry: CollectorRegistry) -> None:
+        """Register how many events wait."""
+        gauges(
+            registry,
+            "kronos_db_audit_events_waiting",
+            "Events of the audit log that are noted and not yet durable.",
+            [],
+            lambda: [((), self.waiting)],
+        )
 
     def record(self, entry: Entry) -> None:
         """Return when `entry` is durable. Raises what `add` raises."""

@@ -32,5 +32,5 @@ class Identities:
 
 
 def _identity(examined: Examined) -> Identity:
-    token = pb.Introspection.FromString(examined.answer).token
+    token = pb.IntrospectTokenResponse.FromString(examined.answer).introspection.token
     return Identity(token.subject, token.client_id, tuple(token.scopes), token.id)

@@ -26,10 +26,11 @@ _REASONS = {
 }
 # In place of a reason: the token is active, and will have ended in a moment unless this use is written first.
 _URGENT = 255
-# Where in a copy what begins: the hash, one byte with the reason, the user's id, the answer.
-_HASH, _USER, _ANSWER = 32, 33, 69
+# Where in a copy what begins: the hash; one byte with the reason; the user's id; one byte, 1 when a part of the answer
+# is sealed; the answer.
+_HASH, _USER, _SEALED, _ANSWER = 32, 33, 69, 70
 _BLANK = 32
-_NOBODY = bytes((_BLANK,)) * (_ANSWER - _USER)
+_NOBODY = bytes((_BLANK,)) * (_SEALED - _USER)
 _NO_HASH = bytes(_HASH)
 
 # A text that was presented, or the `jti` of a JWT.
@@ -37,10 +38,14 @@ Key = tuple[str, bool]
 
 
 class Examined(NamedTuple):
-    """What was found of a token: why it is not active, and of an active one the answer as bytes."""
+    """What was found of a token: why it is not active; of an active one the answer, and whether parts of it are sealed.
+
+    The bytes are those of the message for one token. One behind the other they are that for several.
+    """
 
     reason: int
-    answer: bytes
+    answer: bytes = b""
+    sealed: bool = False
 
 
 class Introspection:
@@ -70,7 +75,7 @@ class Introspection:
         """Examine the token with this text."""
         presented = self._read(text)
         if not isinstance(presented, Presented):
-            return Examined(presented, b"")
+            return Examined(presented)
         return self._judged(presented, self._get(presented.id))
 
     def examine_jwt(self, jwt_id: str) -> Examined:
@@ -85,10 +90,10 @@ class Introspection:
         ]
         ids = {each.id for each in presented if isinstance(each, Presented)}
         copies = self._copies.get_many(list(ids)) if ids else {}
-        users = {value[_USER:_ANSWER].decode() for value in copies.values() if value[_USER] != _BLANK}
+        users = {value[_USER:_SEALED].decode() for value in copies.values() if value[_USER] != _BLANK}
         active = self._active(tuple(users)) if users else frozenset()
         return [
-            self._judged(each, copies.get(each.id), active) if isinstance(each, Presented) else Examined(each, b"")
+            self._judged(each, copies.get(each.id), active) if isinstance(each, Presented) else Examined(each)
             for each in presented
         ]
 
@@ -99,19 +104,19 @@ class Introspection:
 
     def _judged(self, presented: Presented, value: bytes | None, active: frozenset[str] | None = None) -> Examined:
         if value is None or not compare_digest(value[:_HASH], presented.hash):
-            return Examined(Reason.UNKNOWN, b"")
+            return Examined(Reason.UNKNOWN)
         reason = value[_HASH]
         if reason and reason != _URGENT:
-            return Examined(reason, b"")
+            return Examined(reason)
         if not self._has_active_user(value, active):
-            return Examined(Reason.SUBJECT_INACTIVE, b"")
+            return Examined(Reason.SUBJECT_INACTIVE)
         (self._note_now if reason else self._note)(presented.id)
-        return Examined(0, value[_ANSWER:])
+        return Examined(0, value[_ANSWER:], value[_SEALED] == 1)
 
     def _has_active_user(self, value: bytes, active: frozenset[str] | None = None) -> bool:
         if value[_USER] == _BLANK:
             return True
-        user = value[_USER:_ANSWER].decode()
+        user = value[_USER:_SEALED].decode()
         return user in (self._active((user,)) if active is None else active)
 
     def _load_copies(self, ids: Sequence[str]) -> Mapping[str, LoadedCopy]:
@@ -126,7 +131,7 @@ class Introspection:
             # What is over stays so, until somebody changes it.
             return LoadedCopy(hash_ + bytes((reason,)) + user, _tags(token))
         urgent = loaded.valid_for is not None and loaded.valid_for <= 0
-        head = hash_ + bytes((_URGENT if urgent else reason,)) + user
+        head = hash_ + bytes((_URGENT if urgent else reason,)) + user + bytes((token.sensitive_claims is not None,))
         return LoadedCopy(head + self._answer(token), _tags(token), loaded.valid_for)
 
 

@@ -89,10 +89,11 @@ def sooner(expire_time: datetime | None, seconds: int) -> datetime:
 
 
 def introspected(token: model.Token) -> bytes:
-    """Return the bytes of the Introspection of an active token."""
-    message = pb.Introspection(active=True)
-    fill_introspected(message.token, token)
-    return message.SerializeToString()
+    """Return the bytes of an IntrospectTokenResponse about an active token."""
+    response = pb.IntrospectTokenResponse()
+    response.introspection.active = True
+    fill_introspected(response.introspection.token, token)
+    return response.SerializeToString()
 
 
 def new_token(

@@ -106,13 +106,13 @@ class TokensService(TokensServiceServicer):
         self, request: pb.IntrospectTokenRequest, context: grpc.ServicerContext
     ) -> pb.IntrospectTokenResponse:
         """Tell whether a token is active."""
-        reason, answer = self._examine(request.token) if request.token else self._examined(request)
-        response = pb.IntrospectTokenResponse()
+        reason, answer, sealed = self._examine(request.token) if request.token else self._examined(request)
         if reason:
+            response = pb.IntrospectTokenResponse()
             _fill_inactive(response.introspection, reason, context)
-        else:
-            response.introspection.MergeFromString(answer)
-        return response
+            return response
+        # The chain passes bytes on.
+        return pb.IntrospectTokenResponse.FromString(answer) if sealed else answer  # type: ignore[return-value]
 
     def BatchIntrospectTokens(
         self, request: pb.BatchIntrospectTokensRequest, context: grpc.ServicerContext
@@ -120,12 +120,11 @@ class TokensService(TokensServiceServicer):
         """Tell of each token whether it is active."""
         keys = [(each.jwt_id, True) if each.jwt_id else (each.token, False) for each in request.requests]
         response = pb.BatchIntrospectTokensResponse()
-        add = response.introspections.add
-        for reason, answer in self.introspection.examine_many(keys):
+        for reason, answer, _ in self.introspection.examine_many(keys):
             if reason:
-                _fill_inactive(add(), reason, context)
+                _fill_inactive(response.introspections.add(), reason, context)
             else:
-                add().MergeFromString(answer)
+                response.MergeFromString(answer)
         return response
 
     def CheckToken(self, request: pb.CheckTokenRequest, context: grpc.ServicerContext) -> pb.CheckTokenResponse:
@@ -134,7 +133,7 @@ class TokensService(TokensServiceServicer):
         response = pb.CheckTokenResponse()
         if found.reason:
             return _not_active(response, found.reason, context)
-        response.introspection.MergeFromString(found.answer)
+        response.introspection.CopyFrom(pb.IntrospectTokenResponse.FromString(found.answer).introspection)
         token = response.introspection.token
         response.outcome = self._outcome(token, request)
         # A token that is active now was so when the user was asked about: none comes back to life.

@@ -27,6 +27,7 @@ from kronos_db.users.role_graph import RoleGraph
 # A graph that holds more permissions, all roles together, makes way for a new one: some ten megabytes.
 _MOST_PERMISSIONS = 200_000
 _ACTIVE = ord(State.ACTIVE)
+_NOBODY: frozenset[str] = frozenset()
 
 
 class Question(NamedTuple):
@@ -57,6 +58,11 @@ class Access:
 
     def active(self, user_ids: Sequence[str]) -> frozenset[str]:
         """Return those of `user_ids` that exist, are active and not deleted."""
+        if len(user_ids) == 1:
+            # The question of every look at a token: gathered with what others ask.
+            key = canonical_uuid(user_ids[0])
+            copy = self._holdings.get(key) if key else None
+            return frozenset(user_ids) if copy is not None and copy[0] == _ACTIVE else _NOBODY
         keys = {user_id: key for user_id in user_ids if (key := canonical_uuid(user_id))}
         copies = self._copies_of(set(keys.values()))
         return frozenset(user_id for user_id, key in keys.items() if (copy := copies.get(key)) and copy[0] == _ACTIVE)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ from kronos_db.embedded.postgres import EmbeddedPostgres
 from tests.parts.domain import new_database, opened, settings_of
 
 
-def an_event(**changes: object) -> Event:
+def an_event(**changes: Any) -> Event:
     return Event(
         sequence=0,
         id=uuid.uuid4(),

@@ -84,7 +84,7 @@ def test_every_refusal_is_in_the_log(
     channel = audited.channel_of(caller) if caller else audited.channel
     stub = AdminServiceStub(channel)
     with pytest.raises(grpc.RpcError):
-        stub.ListAuditEvents(request_, metadata=[("x-request-id", mine)])
+        stub.ListAuditEvents(request_, metadata=(("x-request-id", mine),))
 
     def found() -> list[pb.AuditEvent]:
         return [event for event in of(admin, method="ListAuditEvents") if event.request_id == mine]
@@ -200,9 +200,9 @@ def test_event_of_another_log_with_the_same_key_is_unchained(audited: Serving, a
 
 def test_newest_events_cannot_be_cut_off_before_an_anchor(admin: AdminServiceStub, log: Callable[[str], None]) -> None:
     end = admin.VerifyAuditLog(pb.VerifyAuditLogRequest())
-    anchor = {"anchor_sequence": end.last_sequence, "anchor_hash": end.last_hash}
+    anchor: dict[str, Any] = {"anchor_sequence": end.last_sequence, "anchor_hash": end.last_hash}
     assert not admin.VerifyAuditLog(pb.VerifyAuditLogRequest(**anchor)).HasField("first_break")
-    other = {**anchor, "anchor_hash": bytes(32)}
+    other: dict[str, Any] = {**anchor, "anchor_hash": bytes(32)}
     found = admin.VerifyAuditLog(pb.VerifyAuditLogRequest(**other)).first_break
     assert (found.sequence, found.fault) == (5, pb.AUDIT_FAULT_REPLACED)
     log("DELETE FROM admin.audit_events WHERE sequence = 5")

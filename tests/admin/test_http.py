@@ -43,7 +43,7 @@ class Client:
         sent = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         if body is not None and not isinstance(body, bytes):
             body, sent["Content-Type"] = json.dumps(body).encode(), "application/json"
-        connection.request(verb, path, body, {**sent, **(headers or {})})  # type: ignore[arg-type]
+        connection.request(verb, path, body, {**sent, **(headers or {})})
         answer = connection.getresponse()
         text = answer.read()
         connection.close()

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from kronos_db.runtime import deadline
 from kronos_db.runtime.database.database import Database
-from kronos_db.runtime.database.pool import Pool, PoolLimits
+from kronos_db.runtime.database.pool import Connection, Pool, PoolLimits
 from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError, UnavailableError
 from kronos_db.schemas import _access
 from tests.faults.conftest import COUNT, World, effect, wait_until
@@ -127,3 +127,19 @@ def test_a_bug_in_a_write_leaves_the_connection_as_it_was(world: World, users: D
             users.write(broken, mutation())
         assert users.fetch_one(COUNT, {}, int) == 0
     assert users.pool.stats().get("returns_bad", 0) == 0, "and it went back in order"
+
+
+def test_the_statements_of_a_pipeline_are_sent_together(world: World, wire: Wire) -> None:
+    """Each by itself would cost a poll, a write and a switch between processes."""
+    secret = world.settings.postgres_direct_dsn
+    assert secret is not None
+    dsn = redirected(secret.get_secret_value(), wire.address)
+    with Connection.connect(dsn, autocommit=True) as connection, Connection.connect(dsn, autocommit=True) as other:
+        with connection.pipeline():
+            results = [connection.execute(f"SELECT {number} AS together", binary=True) for number in range(3)]
+            # What had been sent before would have been seen before this.
+            other.execute("SELECT 'marker'")
+            assert not [statement for statement in wire.statements if "together" in statement]
+            assert [cursor.fetchone() for cursor in results] == [(0,), (1,), (2,)]
+            connection.execute("SELECT 'at the end'", binary=True)
+        assert any("at the end" in statement for statement in wire.statements)

@@ -110,6 +110,60 @@ def test_a_lone_call_waits_for_nobody(one: Workers, fetching: Fetching) -> None:
     assert fetching.asked == [[0], [1], [2]]
 
 
+class Writing:
+    """Writes what it is asked for, the first time not before `go`, and notes what was written at once."""
+
+    def __init__(self) -> None:
+        self.written: list[list[int]] = []
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.gatherer: Gatherer[int, int] = Gatherer(self)
+
+    def __call__(self, keys: Sequence[int]) -> Mapping[int, int]:
+        self.written.append(list(keys))
+        if len(self.written) == 1:
+            self.begun.set()
+            assert self.go.wait(_LIMIT)
+        return {key: 2 * key for key in keys}
+
+
+def _written_behind_the_first(writing: Writing, count: int) -> list[threading.Event]:
+    """Begin a write that waits for `go`, and ask for so many others; return what tells when each is done."""
+    workers, lane = Workers(1, writes=4), Lane("orders", "write")
+    done = [threading.Event() for _ in range(count + 1)]
+
+    def write(number: int) -> None:
+        assert writing.gatherer.get(number) == 2 * number
+        done[number].set()
+
+    workers.post(lane, lambda: write(0))
+    assert writing.begun.wait(_LIMIT)
+    for number in range(1, count + 1):
+        workers.post(lane, lambda number=number: write(number))  # type: ignore[misc]
+    return done
+
+
+def test_what_comes_while_a_thread_writes_is_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kronos_db.runtime.workers._PATIENCE", _LIMIT)
+    writing = Writing()
+    done = _written_behind_the_first(writing, 40)
+    writing.go.set()
+
+    assert all(each.wait(_LIMIT) for each in done)
+    # At the worst two threads take what is there: the one that was told last, and the one that is told next.
+    assert len(writing.written) <= 3
+    assert sorted(number for batch in writing.written for number in batch) == list(range(41))
+
+
+def test_a_write_that_hangs_holds_up_nobody() -> None:
+    writing = Writing()
+    first, *others = _written_behind_the_first(writing, 40)
+
+    assert all(each.wait(_LIMIT) for each in others)
+    assert not first.is_set()
+    writing.go.set()
+    assert first.wait(_LIMIT)
+
+
 def test_outside_of_workers_it_is_a_plain_fetch(fetching: Fetching) -> None:
     assert (fetching.gatherer.get(4), fetching.gatherer.get(-4)) == (8, None)
     fetching.poison.add(5)

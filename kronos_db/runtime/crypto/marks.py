@@ -266,8 +266,9 @@ def _descend(child: _Child, steps: list[_Step[_Context]]) -> _Step[_Context]:
                 step(inner, context)
 
     def many(message: Any, context: _Context) -> None:
-        for inner in getattr(message, name):
-            for step in steps:
+        found = getattr(message, name)
+        for step in steps:
+            for inner in found:
                 step(inner, context)
 
     def by_key(message: Any, context: _Context) -> None:
@@ -296,7 +297,10 @@ def _redacting_steps(marks: _MessageMarks) -> list[_Step[None]]:
 def _record_id_step(name: str) -> _Step[Sealer]:
     def assign(message: Any, _: Sealer) -> None:
         value = getattr(message, name)
-        record_id = canonical_uuid(value) if value else uuid7.text()
+        if not value:
+            setattr(message, name, uuid7.text())
+            return
+        record_id = canonical_uuid(value)
         if record_id is None:
             raise BadRequestError.of(name, "must be a UUID")
         if record_id != value:
@@ -307,14 +311,18 @@ def _record_id_step(name: str) -> _Step[Sealer]:
 
 def _seal_step(field: _MarkedField, record_id: str) -> _Step[Sealer]:
     name, full_name, index = field.name, field.full_name, field.index
-    method = "seal_text" if field.is_text else "seal_bytes"
 
-    def seal(message: Any, sealer: Sealer) -> None:
+    def seal_text(message: Any, sealer: Sealer) -> None:
         value = getattr(message, name)
         if value:
-            setattr(message, name, getattr(sealer, method)(value, full_name, getattr(message, record_id), index))
+            setattr(message, name, sealer.seal_text(value, full_name, getattr(message, record_id), index))
 
-    return seal
+    def seal_bytes(message: Any, sealer: Sealer) -> None:
+        value = getattr(message, name)
+        if value:
+            setattr(message, name, sealer.seal_bytes(value, full_name, getattr(message, record_id), index))
+
+    return seal_text if field.is_text else seal_bytes
 
 
 def _open_step(field: _MarkedField, record_id: str) -> _Step[Sealer]:

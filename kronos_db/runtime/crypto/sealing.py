@@ -36,7 +36,10 @@ _INDEX_TEXT_SIZE = 43
 # The URL-safe alphabet in terms of the standard one, whose own two characters become foreign; and what fills up a text.
 _TO_STANDARD = bytes.maketrans(b"-_+/", b"+/!!")
 _PADDED = (b"", b"!", b"==", b"=")
-_PADDING = b"\x80" + bytes(PADDED_TO - 1)
+# What fills up a value with so many bytes in its last block: one at least, so that there is always an end to find.
+_PADDINGS = tuple(b"\x80" + bytes(PADDED_TO - 1 - length) for length in range(PADDED_TO))
+_UUID_TEXT_SIZE = (36).to_bytes(4, "big")
+_NO_INDEX = bytes(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,9 @@ class Sealer:
 
     def seal_bytes(self, value: bytes, field: str, record_id: str, index: Index | None = None) -> bytes:
         """Return the sealed form of a `bytes` field."""
-        tag = self.blind_index_bytes(value, index) if index else b""
+        if index is None:
+            return b"\0" + self._seal(value, field, record_id, b"")
+        tag = self.blind_index_bytes(value, index)
         return bytes((len(tag),)) + tag + self._seal(value, field, record_id, tag)
 
     def open_bytes(self, sealed: bytes, field: str, record_id: str) -> bytes:
@@ -113,8 +118,7 @@ class Sealer:
     def _seal(self, plaintext: bytes, field: str, record_id: str, index: bytes) -> bytes:
         key = self._ring.seal_key()
         head = _VERSION + key.id_bytes
-        # At least one byte of padding, so that there is always an end to find.
-        padded = plaintext + _PADDING[: PADDED_TO - len(plaintext) % PADDED_TO]
+        padded = plaintext + _PADDINGS[len(plaintext) % PADDED_TO]
         return head + key.cipher.seal(padded, _associated_data(head, field, record_id, index))
 
     def _open(self, box: bytes, field: str, record_id: str, index: bytes) -> bytes:
@@ -144,17 +148,18 @@ class Sealer:
 
 
 def _associated_data(head: bytes, field: str, record_id: str, index: bytes) -> bytes:
-    record = record_id.encode()
     # Every part of variable length is framed, so two different lists of parts never give the same bytes.
-    return b"".join(
-        (head, _framed_name(field), len(record).to_bytes(4, "big"), record, len(index).to_bytes(4, "big"), index)
-    )
+    record = record_id.encode()
+    size = _UUID_TEXT_SIZE if len(record) == 36 else len(record).to_bytes(4, "big")  # noqa: PLR2004  # as above
+    if not index:
+        return b"".join((_framed(head, field), size, record, _NO_INDEX))
+    return b"".join((_framed(head, field), size, record, len(index).to_bytes(4, "big"), index))
 
 
 @functools.lru_cache(maxsize=1024)
-def _framed_name(field: str) -> bytes:
+def _framed(head: bytes, field: str) -> bytes:
     name = field.encode()
-    return len(name).to_bytes(4, "big") + name
+    return head + len(name).to_bytes(4, "big") + name
 
 
 def _split_text(sealed: str) -> tuple[bytes, str]:

@@ -98,8 +98,12 @@ def _socket(host: str, port: str, seconds: float) -> socket.socket:
     if not host.startswith("/"):
         return socket.create_connection((host, int(port)), seconds)
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(seconds)
-    connection.connect(f"{host}/.s.PGSQL.{port}")
+    try:
+        connection.settimeout(seconds)
+        connection.connect(f"{host}/.s.PGSQL.{port}")
+    except OSError:
+        connection.close()
+        raise
     return connection
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from kronos.options.v1 import options_pb2
 
+from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.errors import UnavailableError
-from kronos_db.runtime.interceptors.audit import MOST_CHARACTERS, Entry, Phase
+from kronos_db.runtime.interceptors.audit import MOST_CHARACTERS, AuditRequest, Entry, Phase
+from kronos_db.runtime.interceptors.call import Call
+from kronos_db.runtime.interceptors.method import Method
+from kronos_db.runtime.interceptors.terms import Terms
 from tests.parts.eventually import eventually
 from tests.parts.refusal import refused
 from tests.runtime.interceptors.probe import ALL_KINDS, SERVICE, Probe, ProbeServer, TeapotError, WriteRequest
@@ -129,3 +138,32 @@ def test_call_that_only_reads_is_recorded_when_it_fails_alone(probe: ProbeServer
     assert refused(lambda: probe.call("Burn")).reason == "TEAPOT"
     [entry] = recorded(probe, 1)
     assert (entry.phase, entry.reason) == (Phase.REFUSED, "TEAPOT")
+
+
+def test_handler_says_what_stands_beside_the_request(probe: ProbeServer) -> None:
+    descriptor = descriptor_pool.Default().FindServiceByName(SERVICE).methods_by_name["Unary"]
+    method = Method(descriptor, terms=Terms(detail=lambda message: f"fingerprint of {message.name}"))
+    step = AuditRequest(probe.recorders, Marks()).request(method)
+    assert step is not None
+
+    step(Probe(name="n"), Call(method, SimpleNamespace(invocation_metadata=lambda: ())))  # type: ignore[arg-type]
+
+    [begun] = probe.recorder.entries
+    assert begun.detail == "fingerprint of n"
+
+
+def test_method_that_reads_is_recorded_beforehand_when_the_contract_says_so() -> None:
+    file = FileDescriptorProto(name="kronos/audited/v1/audited.proto", package="kronos.audited.v1", syntax="proto3")
+    file.message_type.add(name="Empty")
+    empty = ".kronos.audited.v1.Empty"
+    service = file.service.add(name="AuditedService")
+    for name, level, audited in (("Read", 1, False), ("Run", 1, True), ("Write", 2, False), ("Unknown", 0, False)):
+        method = service.method.add(
+            name=name, input_type=".kronos.audited.v1.Empty", output_type=".kronos.audited.v1.Empty"
+        )
+        method.options.idempotency_level = level  # type: ignore[assignment]
+        method.options.Extensions[options_pb2.audited] = audited
+    pool = DescriptorPool()
+    pool.Add(file)
+    methods = pool.FindServiceByName("kronos.audited.v1.AuditedService").methods
+    assert [method.name for method in methods if Method(method).audited] == ["Run", "Write", "Unknown"]

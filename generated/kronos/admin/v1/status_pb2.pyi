@@ -251,8 +251,8 @@ class PostgresStatus(_message.Message):
 
     @_builtins.property
     def replication_lag(self) -> _duration_pb2.Duration:
-        """How far replay is behind: on a standby its own, on a primary that of the standby that is furthest behind. Absent when
-        there is no standby, or it is not to be seen.
+        """How far replay is behind: on a standby its own, on a primary that of the standby that is furthest behind, as it
+        reported last. Absent when there is no standby, or it is not to be seen.
         """
 
     @_builtins.property

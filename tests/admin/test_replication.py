@@ -1,0 +1,57 @@
+"""What is told of a primary and its standby, from both sides."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from kronos_db.admin.status_store import Server, ServerLook
+from kronos_db.embedded.postgres import EmbeddedPostgres
+from tests.parts.eventually import eventually
+
+_REPLICATING = {"fsync": "off", "wal_level": "replica", "wal_receiver_status_interval": "1"}
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedPostgres]]:
+    primary = EmbeddedPostgres(tmp_path / "primary", _REPLICATING)
+    primary.start()
+    standby = EmbeddedPostgres(tmp_path / "standby", _REPLICATING)
+    standby.directory.mkdir()
+    shutil.copy(primary.directory / "password", standby.directory)
+    command = [primary.bin_dir / "pg_basebackup", "-d", primary.dsn, "-D", standby.data, "-R", "-c", "fast", "-N"]
+    subprocess.run(command, check=True, capture_output=True)
+    standby.start()
+    yield primary, standby
+    standby.stop("immediate")
+    primary.stop("immediate")
+
+
+def test_lag_is_told_from_both_sides(pair: tuple[EmbeddedPostgres, EmbeddedPostgres]) -> None:
+    looks = [ServerLook(each.dsn) for each in pair]
+
+    def both() -> tuple[Server, Server]:
+        return looks[0].look(), looks[1].look()
+
+    eventually(lambda: both()[0].standbys == 1, 10)
+    primary, standby = both()
+    assert (primary.is_standby, standby.is_standby) == (False, True)
+    assert standby.standbys == 0
+    with (
+        psycopg.connect(pair[0].dsn, autocommit=True) as write,
+        psycopg.connect(pair[1].dsn, autocommit=True) as replay,
+    ):
+        write.execute("CREATE TABLE written (number integer)")
+        eventually(lambda: both()[1].replication_lag == 0, 10)
+        replay.execute("SELECT pg_wal_replay_pause()")
+        write.execute("INSERT INTO written VALUES (1)")
+        eventually(lambda: all((each.replication_lag or 0) > 0.3 for each in both()), 20, lambda: str(both()))
+        replay.execute("SELECT pg_wal_replay_resume()")
+        eventually(lambda: both()[1].replication_lag == 0, 10)
+    for look in looks:
+        look.close()
