@@ -74,7 +74,8 @@ class Guard:
         for node in nodes:
             self._visit(node)
         # What stands before it, as semicolons do, makes room, so that PostgreSQL counts places as the caller does.
-        return " " * raw.stmt_location + self._text[raw.stmt_location :][: raw.stmt_len or None]
+        start, length = int(raw.stmt_location), int(raw.stmt_len)
+        return " " * start + self._text[start:][: length or None]
 
     def _only_statement(self) -> Any:
         try:
