@@ -70,7 +70,7 @@ def _p99_during(on: Stand, work: Callable[[], None]) -> float:
     done = threading.Event()
 
     def call() -> None:
-        stub = on.users()
+        stub = on.users
         while not done.is_set():
             begun = time.perf_counter()
             stub.ListUsers(users_pb2.ListUsersRequest(page_size=1), metadata=on.metadata)

@@ -15,8 +15,11 @@ class StatementRefusedError(KronosError):
     """
 
     def __init__(self, rule: str, what: str, position: int = 0) -> None:
-        metadata = {"rule": rule, "what": what, "position": str(position)}
-        super().__init__(f"{rule}: {what}", metadata=metadata, violations=[FieldViolation("sql", what)])
+        super().__init__(
+            f"{rule}: {what}",
+            metadata={"rule": rule, "what": what, "position": str(position)},
+            violations=[FieldViolation("sql", what)],
+        )
         self.rule = rule
         self.position = position
 
@@ -25,8 +28,11 @@ class StatementFailedError(KronosError):
     """PostgreSQL cannot make sense of the statement, or failed while it ran; `sqlstate` says how."""
 
     def __init__(self, sqlstate: str, what: str, position: int = 0) -> None:
-        metadata = {"sqlstate": sqlstate, "what": what, "position": str(position)}
-        super().__init__(f"{sqlstate}: {what}", metadata=metadata, violations=[FieldViolation("sql", what)])
+        super().__init__(
+            f"{sqlstate}: {what}",
+            metadata={"sqlstate": sqlstate, "what": what, "position": str(position)},
+            violations=[FieldViolation("sql", what)],
+        )
 
 
 class NotReadableError(KronosError):

@@ -103,10 +103,11 @@ Row = tuple[str | None, ...]
 class Reading:
     """One transaction that reads. Its statements raise psycopg's errors; `failure_of` says what they mean."""
 
-    def __init__(self, connection: Connection, limits: QueryLimits) -> None:
+    def __init__(self, connection: Connection, limits: QueryLimits, until: float) -> None:
         self._connection = connection
         self._limits = limits
-        self._until = time.monotonic() + limits.seconds
+        # time.monotonic() at which the statement is to be over.
+        self._until = until
         # Held while a cancel is sent, so that none reaches whoever has the connection next.
         self._lock = threading.Lock()
         self.over = False
@@ -245,8 +246,9 @@ class QueryStore:
     def reading(self, domain: str, limits: QueryLimits, text: str) -> Iterator[Reading]:
         """Give a transaction for `text`. Errors of PostgreSQL become those of query_model."""
         pool = self._pools[domain]
+        until = time.monotonic() + limits.seconds
         with pool.connection() as connection:
-            reading = self._reading(connection, limits)
+            reading = self._reading(connection, limits, until)
             kept = False
             try:
                 self._check_role(pool, connection)

@@ -18,6 +18,7 @@ from google.protobuf.descriptor_pb2 import (
 
 _IMAGE = Path(__file__).parent.parent.parent / "generated" / "kronos.binpb"
 _READS = (
+    "Explain",
     "Get",
     "BatchGet",
     "List",

@@ -35,6 +35,12 @@ class AdminServiceStub:
 
     Runs one statement that reads and does nothing else, and returns its columns, its rows and how it ended. A stream
     without an end part was broken off: its rows are not all rows.
+
+    What is refused names the rule in its metadata: INVALID_ARGUMENT (QUERY_REFUSED) by the text of the statement, with
+    the position; PERMISSION_DENIED (QUERY_NOT_READABLE) for what its role has no right to; FAILED_PRECONDITION
+    (QUERY_TOO_COSTLY, QUERY_TOO_LARGE) for what takes too much; DEADLINE_EXCEEDED (QUERY_TIMEOUT). INVALID_ARGUMENT
+    (QUERY_FAILED) with the SQLSTATE for what PostgreSQL cannot run. FAILED_PRECONDITION (QUERY_ROLE_UNFIT) when the role
+    may do more than it must: `kronos-db migrate` sets its rights.
     """
     ExplainQuery: _grpc.UnaryUnaryMultiCallable[_query_pb2.ExplainQueryRequest, _query_pb2.ExplainQueryResponse]
     """Tells how PostgreSQL would run a statement that Query lets run, and what it expects that to cost."""
@@ -77,6 +83,12 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Runs one statement that reads and does nothing else, and returns its columns, its rows and how it ended. A stream
         without an end part was broken off: its rows are not all rows.
+
+        What is refused names the rule in its metadata: INVALID_ARGUMENT (QUERY_REFUSED) by the text of the statement, with
+        the position; PERMISSION_DENIED (QUERY_NOT_READABLE) for what its role has no right to; FAILED_PRECONDITION
+        (QUERY_TOO_COSTLY, QUERY_TOO_LARGE) for what takes too much; DEADLINE_EXCEEDED (QUERY_TIMEOUT). INVALID_ARGUMENT
+        (QUERY_FAILED) with the SQLSTATE for what PostgreSQL cannot run. FAILED_PRECONDITION (QUERY_ROLE_UNFIT) when the role
+        may do more than it must: `kronos-db migrate` sets its rights.
         """
 
     @_abc_1.abstractmethod

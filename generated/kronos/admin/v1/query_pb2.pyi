@@ -7,12 +7,6 @@ A statement is one SELECT, VALUES, TABLE or WITH … SELECT, made of what is on 
 relations, with every table of a domain named with its schema. It runs by a role of its own, which has no right to
 columns that hold secrets, in a transaction that reads one snapshot and is rolled back. It may not cost more than
 KRONOS_DB_QUERY_MAX_COST as PostgreSQL expects, nor take longer than KRONOS_DB_QUERY_TIMEOUT.
-
-What is refused names the rule: INVALID_ARGUMENT (QUERY_REFUSED) with `rule` and `position` in the metadata, by the text
-alone; PERMISSION_DENIED (QUERY_NOT_READABLE) for what the role has no right to; FAILED_PRECONDITION (QUERY_TOO_COSTLY,
-QUERY_TOO_LARGE); DEADLINE_EXCEEDED (QUERY_TIMEOUT). What PostgreSQL cannot make sense of, or fails at, is
-INVALID_ARGUMENT (QUERY_FAILED) with `sqlstate`. FAILED_PRECONDITION (QUERY_ROLE_UNFIT) when the role may do more than it
-must; `kronos-db migrate` sets its rights.
 """
 
 from collections import abc as _abc
