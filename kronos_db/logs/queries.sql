@@ -114,6 +114,19 @@ FROM (
 -- The same, oldest first. plan: custom.
 {within} FROM (SELECT * FROM logs.record WHERE {of_service} AND {filters_of_service} {oldest_of_service}) AS records {room};
 
+-- name: newest_hundred
+-- The first page of one service, of at most 100 records and by no other filter. It is asked most, so its plan is kept: to
+-- make it takes longer than to run it. With a range of time, a kept plan would be made for very few records.
+{within} FROM (
+    SELECT * FROM logs.record WHERE service = %(service)s ORDER BY time + 0 DESC, batch DESC, part DESC LIMIT 101
+) AS records {room} LIMIT %(limit)s;
+
+-- name: oldest_hundred
+-- The same, oldest first.
+{within} FROM (
+    SELECT * FROM logs.record WHERE service = %(service)s ORDER BY time + 0, batch, part LIMIT 101
+) AS records {room} LIMIT %(limit)s;
+
 -- name: newest_failures
 -- A page of what one service has logged as errors: they are rare, and have an index of their own.
 -- plan: custom.

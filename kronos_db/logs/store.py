@@ -48,6 +48,8 @@ Reply = TypeVar("Reply")
 
 # Rows up to which a batch shares a COPY with others; larger ones gain nothing by it.
 _SMALL = 200
+# Pages up to this size have a query with a plan that is kept.
+_HUNDRED = 100
 _FAILURES = 17
 _PAGE_BYTES = 2 * 1024 * 1024
 _ERASED_AT_A_TIME = 5000
@@ -100,7 +102,8 @@ class LogsStore:
             "limit": listing.limit + 1,
             "most_bytes": _PAGE_BYTES,
         }
-        rows = self.database.fetch_all(self._queries[query_of(wanted, listing.direction)], params, lambda *row: row)
+        query = self._queries[f"{listing.direction}_{road_of(listing)}"]
+        rows = self.database.fetch_all(query, params, lambda *row: row)
         found = rows[0][-1] if rows else 0
         records = [Record(*row[:-1]) for row in rows[: listing.limit]]
         return Page(records, found > len(records))
@@ -277,16 +280,20 @@ class LogsStore:
         tx.fetch_one(self._queries["make_partitions"], params, int)
 
 
-def query_of(wanted: Filter, direction: str) -> str:
-    """Return the query whose index leads to what is wanted."""
+def road_of(listing: Listing) -> str:
+    """Return what the query is called whose index leads to what is wanted."""
+    wanted = listing.filter
     if wanted.trace_id:
-        return f"{direction}_by_trace"
+        return "by_trace"
     if wanted.attributes:
-        return f"{direction}_by_attribute"
-    if wanted.service:
-        failures = (wanted.minimum_severity or 0) >= _FAILURES
-        return f"{direction}_failures" if failures else f"{direction}_by_service"
-    return f"{direction}_by_time"
+        return "by_attribute"
+    if not wanted.service:
+        return "by_time"
+    if (wanted.minimum_severity or 0) >= _FAILURES:
+        return "failures"
+    whole = listing.after is None and listing.time_from <= 0 and listing.time_until >= LATEST
+    alone = whole and listing.limit <= _HUNDRED and wanted == Filter(service=wanted.service)
+    return "hundred" if alone else "by_service"
 
 
 def _columns_of_origins(origins: Sequence[Origin]) -> dict[str, list[str]]:

@@ -24,13 +24,11 @@ class Entry:
 
     __slots__ = ("answer", "headers", "host", "methods", "order", "parameters", "rest_at", "route", "template")
 
-    def __init__(self, route: Route, before: Entry | None = None) -> None:
+    def __init__(self, route: Route) -> None:
         spec = route.spec
         self.route = route
         self.host: str = spec.get("host", "")
-        # A route that changes mostly keeps its path.
-        same = before is not None and before.route.spec["path"] == spec["path"]
-        self.template: Template = before.template if before is not None and same else parse(spec["path"], "path")
+        self.template: Template = parse(spec["path"], "path")
         self.methods: Sequence[str] = spec.get("methods", ())
         self.headers = tuple((name, value) for name, value in spec.get("headers", ()))
         # Where in a path the value of each parameter stands, and where the rest begins.
@@ -67,8 +65,8 @@ class _Routes:
 
     __slots__ = ("all", "by_method")
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self.all = tuple(sorted(entries, key=lambda entry: entry.order))
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.all = tuple(sorted(entries, key=lambda entry: entry.order) if len(entries) > 1 else entries)
         methods = {method for entry in self.all for method in entry.methods}
         self.by_method = {
             method: tuple(entry for entry in self.all if not entry.methods or method in entry.methods)
@@ -190,7 +188,7 @@ class Edit:
     def put(self, route: Route) -> None:
         """Put a route in, or in the place of what it was."""
         before = self._made.entries.get(route.id)
-        entry = Entry(route, before)
+        entry = Entry(route)
         if before is not None and (before.host != entry.host or before.template != entry.template):
             self.remove(route.id)
             before = None

@@ -262,7 +262,7 @@ def _declared(routes: Sequence[pb.Route]) -> list[model.NewRoute]:
     indexes: dict[str, int] = {}
     for index, route in enumerate(routes):
         path = f"routes[{index}]"
-        declared.append(messages.new_route(path, str(uuid7()), route.name, messages.spec_of(route)))
+        declared.append(messages.new_route(path, uuid7.text(), route.name, messages.spec_of(route)))
         if indexes.setdefault(route.name, index) != index:
             raise BadRequestError.of(f"{path}.name", f"is that of routes[{indexes[route.name]}] too")
     return declared

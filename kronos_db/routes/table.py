@@ -33,7 +33,7 @@ _POLL = 1.0
 _PATIENCE = 2.0
 _FOR_OTHERS, _LEAST_FOR_OTHERS, _MOST_FOR_OTHERS = 0.25, 0.005, 0.25
 # So many routes are put in at a time; then other threads get the interpreter.
-_AT_A_TIME, _BREATH = 200, 0.0001
+_AT_A_TIME, _BREATH = 50, 0.0001
 
 
 class Snapshot:

@@ -15,6 +15,8 @@ from urllib.parse import quote, unquote_to_bytes
 from kronos_db.runtime.errors import BadRequestError, FieldViolation
 
 _MOST_SEGMENTS = 64
+# As many paths as a table may have routes.
+_REMEMBERED = 20_000
 _LONGEST_PATH = 8192
 # A path that is its own normal form: no dots at the beginning of a segment, nothing encoded, no slash at the end.
 _PLAIN = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,;=:@-][A-Za-z0-9._~!$&'()*+,;=:@-]*)+")
@@ -70,17 +72,15 @@ class Segment(NamedTuple):
 
 
 class Template(NamedTuple):
-    """A path of a route: its segments, whether any number of others may follow, and the name of those or ""."""
+    """A path of a route: its segments, whether any number of others may follow, and the name of those or "".
+
+    `shape` is what it matches, as a text: two templates with one shape match the same paths.
+    """
 
     segments: tuple[Segment, ...]
     rest: bool
     rest_name: str
-
-    @property
-    def shape(self) -> str:
-        """What it matches, as a text: two templates with one shape match the same paths."""
-        parts = [_shape(segment.kind, segment.text) for segment in self.segments]
-        return "/" + "/".join([*parts, "**"] if self.rest else parts)
+    shape: str
 
     @property
     def is_exact(self) -> bool:
@@ -106,27 +106,35 @@ def _shape(kind: int, text: str) -> str:
 
 def parse(path: str, field: str) -> Template:
     """Return the template that `path` says. Raises TemplateInvalidError, which names `field`."""
+    try:
+        return _parsed(path)
+    except _FaultError as fault:
+        raise _invalid(field, str(fault)) from None
+
+
+# Most of a table that is declared anew has the paths that it had.
+@lru_cache(_REMEMBERED)
+def _parsed(path: str) -> Template:
     if not path.startswith("/"):
-        raise _invalid(field, "must begin with /")
+        raise _FaultError("must begin with /")
     parts = path[1:].split("/") if path != "/" else []
     if parts and not parts[-1]:
         parts.pop()
     if len(parts) > _MOST_SEGMENTS:
-        raise _invalid(field, f"must not have more than {_MOST_SEGMENTS} segments")
+        raise _FaultError(f"must not have more than {_MOST_SEGMENTS} segments")
     rest, rest_name = False, ""
     if parts and (found := _rest(parts[-1])) is not None:
         rest, rest_name = True, found
         parts.pop()
-    try:
-        template = Template(tuple(map(_segment, parts)), rest, rest_name)
-    except _FaultError as fault:
-        raise _invalid(field, str(fault)) from None
+    segments = tuple(map(_segment, parts))
+    shapes = [_shape(segment.kind, segment.text) for segment in segments]
+    template = Template(segments, rest, rest_name, "/" + "/".join([*shapes, "**"] if rest else shapes))
     names = [*template.names, rest_name] if rest_name else template.names
     for name in names:
         if not _NAME.fullmatch(name):
-            raise _invalid(field, f"the parameter name {name!r} must be letters, digits and _, beginning with a letter")
+            raise _FaultError(f"the parameter name {name!r} must be letters, digits and _, beginning with a letter")
         if names.count(name) > 1:
-            raise _invalid(field, f"the parameter {name} is there twice")
+            raise _FaultError(f"the parameter {name} is there twice")
     return template
 
 

@@ -214,6 +214,14 @@ def test_a_body_that_is_no_request_is_refused_and_recorded(
     assert probe.overload.running()["probe"] == 0
 
 
+def test_a_call_that_was_let_in_ends_whatever_becomes_of_its_body(
+    probe: ProbeServer, ask: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateways, "ParseDict", raising(ZeroDivisionError()))  # type: ignore[arg-type]
+    assert problem(ask("POST", "/probe", {}), 500)["reason"] == "INTERNAL"
+    assert probe.overload.running()["probe"] == 0
+
+
 def test_a_body_that_is_too_long_is_413(ask: Client) -> None:
     # More than the method takes, and more than the port takes.
     assert problem(ask("POST", "/probe", {"word": "w" * 100_000}), 413)["reason"] == "MESSAGE_TOO_LARGE"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -33,7 +34,14 @@ def pair(tmp_path: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedPostgres]]:
 
 
 def test_lag_is_told_from_both_sides(pair: tuple[EmbeddedPostgres, EmbeddedPostgres]) -> None:
-    looks = [ServerLook(each.dsn) for each in pair]
+    with ExitStack() as stack:
+        looks = [ServerLook(each.dsn) for each in pair]
+        for look in looks:
+            stack.callback(look.close)
+        lag_is_told(pair, looks)
+
+
+def lag_is_told(pair: tuple[EmbeddedPostgres, EmbeddedPostgres], looks: list[ServerLook]) -> None:
 
     def both() -> tuple[Server, Server]:
         return looks[0].look(), looks[1].look()
@@ -47,11 +55,11 @@ def test_lag_is_told_from_both_sides(pair: tuple[EmbeddedPostgres, EmbeddedPostg
         psycopg.connect(pair[1].dsn, autocommit=True) as replay,
     ):
         write.execute("CREATE TABLE written (number integer)")
-        eventually(lambda: both()[1].replication_lag == 0, 10)
+        there = "SELECT to_regclass('written') IS NOT NULL"
+        eventually(lambda: replay.execute(there).fetchone() == (True,), 20)
+        eventually(lambda: both()[1].replication_lag == 0, 20)
         replay.execute("SELECT pg_wal_replay_pause()")
         write.execute("INSERT INTO written VALUES (1)")
         eventually(lambda: all((each.replication_lag or 0) > 0.3 for each in both()), 20, lambda: str(both()))
         replay.execute("SELECT pg_wal_replay_resume()")
         eventually(lambda: both()[1].replication_lag == 0, 10)
-    for look in looks:
-        look.close()

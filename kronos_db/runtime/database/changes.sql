@@ -35,9 +35,15 @@ SELECT set_config('synchronous_commit', 'off', true), pg_notify(%(channel)s, '')
 
 -- name: since
 -- What became visible after one snapshot and until another, or until now, in the order of the commits. One row at
--- least, so that the snapshot is told when there is nothing.
+-- least, so that the snapshot is told when there is nothing. Who only wants to know what became old gets no more of bodies.
 SELECT snapshot.now::text, {newest}, horizon.purged::text::bigint, {identity}, {timeline}, change.place, change.part,
-    change.kind, change.record_id, change.body, change.create_time
+    change.kind, change.record_id,
+    CASE
+        WHEN %(whole)s THEN change.body
+        WHEN change.body ? 'bundle' THEN jsonb_build_object('bundle', change.body -> 'bundle')
+        ELSE '{{}}'
+    END,
+    change.create_time
 FROM (SELECT COALESCE(%(until)s::pg_snapshot, pg_current_snapshot()) AS now) AS snapshot
 CROSS JOIN {schema}.change_horizon AS horizon
 LEFT JOIN LATERAL (

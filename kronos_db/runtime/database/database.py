@@ -160,8 +160,10 @@ class Database:
         """
         return self._attempt(_confirmed(lambda connection: self._transact_once(connection, work)))
 
-    def changes_since(self, position: Position, limit: int) -> Page:
+    def changes_since(self, position: Position, limit: int, *, whole: bool = True) -> Page:
         """Return at most `limit` changes that became visible after `position`, in commit order.
+
+        When they are not to be `whole`, their bodies have no more than their tags depend on.
 
         Raises PositionLostError when some of them were removed already, or when the position is of another history.
         """
@@ -171,6 +173,7 @@ class Database:
             "place": position.place,
             "part": position.part,
             "limit": limit,
+            "whole": whole,
         }
         rows = self.fetch_all(self._log.queries["since"], params, lambda *row: row)
         snapshot, newest, purged, identity, timeline = rows[0][:5]

@@ -47,8 +47,8 @@ class Holders:
         return bool(beats)
 
     def changes(self, position: Position) -> Page:
-        """Return what became visible since `position`. Raises PositionLostError."""
-        return self._database.changes_since(position, _PAGE)
+        """Return what became visible since `position`, as far as copies depend on it. Raises PositionLostError."""
+        return self._database.changes_since(position, _PAGE, whole=False)
 
     def leave(self) -> None:
         """End keeping copies: nobody waits for this holder any more, unless it has been entered anew."""

@@ -22,9 +22,11 @@ from kronos_db.runtime.ops.http import ProblemError, Request, Response
 from kronos_db.runtime.ops.readiness import OK
 
 _TIMEOUT = 2.0
-# Requests handed on at once, of the threads that the ops port has, and seconds that one may take.
+# Requests handed on at once, of the threads that the ops port has.
 _MOST_FORWARDED = 8
-_LONGEST = 3700.0
+# Seconds that one takes that only reads and says nothing else, that any takes at most, and that are waited beyond that.
+_READ_TIMEOUT, _LONGEST, _MARGIN = 30.0, 3600.0, 5.0
+_READING = ("GET", "HEAD")
 _REQUEST_HEADERS = ("authorization", "x-request-id", "content-type", "request-timeout")
 _ANSWER_HEADERS = ("X-Request-Id", "Retry-After", "WWW-Authenticate", "Allow")
 # Metrics of the process itself: told apart by process, not added up.
@@ -116,7 +118,7 @@ class Forwarding:
     """Hands a request to one of the serving processes, in turn, and its answer back.
 
     `processes()` gives slot and ops address of those that serve now. A request that has not been taken by one is handed
-    to the next.
+    to the next, and one that only reads also when the process ended over it.
     """
 
     def __init__(self, processes: Callable[[], Mapping[int, str]]) -> None:
@@ -137,7 +139,14 @@ class Forwarding:
                     connection.connect()
                 except OSError:
                     continue
-                return _forwarded(connection, request)
+                try:
+                    return _forwarded(connection, request)
+                except (OSError, http.client.HTTPException):
+                    if request.method not in _READING:
+                        raise ProblemError(
+                            HTTPStatus.BAD_GATEWAY,
+                            "The process that had the request ended; whether it was done is not known.",
+                        ) from None
             raise _unavailable("No process serves at the moment.")
         finally:
             self._room.release()
@@ -146,22 +155,25 @@ class Forwarding:
 def _forwarded(connection: http.client.HTTPConnection, request: Request) -> Response:
     query = urlencode(request.query, doseq=True)
     headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
-    # The process knows how long the call may take.
-    connection.sock.settimeout(_LONGEST)
+    connection.sock.settimeout(_patience(request))
+    target = f"{request.path}?{query}" if query else request.path
     try:
-        connection.request(
-            request.method, f"{request.path}?{query}" if query else request.path, request.body or None, headers
-        )
+        connection.request(request.method, target, request.body or None, headers)
         answer = connection.getresponse()
         body = answer.read()
-    except (OSError, http.client.HTTPException):
-        raise ProblemError(
-            HTTPStatus.BAD_GATEWAY, "The process that had the request ended; whether it was done is not known."
-        ) from None
     finally:
         connection.close()
     passed_on = {name: value for name in _ANSWER_HEADERS if (value := answer.getheader(name)) is not None}
     return Response(HTTPStatus(answer.status), body, answer.getheader("Content-Type", ""), passed_on)
+
+
+def _patience(request: Request) -> float:
+    """Return for how many seconds a process is waited for that may be frozen: longer than it takes by itself."""
+    try:
+        seconds = float(request.headers["request-timeout"])
+    except (KeyError, ValueError):
+        seconds = _READ_TIMEOUT if request.method in _READING else _LONGEST
+    return min(max(0.0, seconds), _LONGEST) + _MARGIN
 
 
 def _unavailable(detail: str) -> ProblemError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, NoReturn
@@ -122,13 +123,15 @@ def _called(method: Method, composed: Composed, request: Request, context: _Cont
     if not arrived.refused:
         try:
             raw = _message(method, request)
-        except (ProblemError, BadRequestError) as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the call has begun and is to end
             context.refusal = error
-            bad = error if isinstance(error, BadRequestError) else BadRequestError(str(error))
-            raise (arrived.end(bad) or bad) from None
+            ended = BadRequestError(str(error)) if isinstance(error, ProblemError) else error
+            raise (arrived.end(ended) or ended) from None
     answer = arrived(raw, context)
-    answers = answer if method.descriptor.server_streaming else [answer]
-    return [_document(method.response, each) for each in answers]
+    if not method.descriptor.server_streaming:
+        return [_document(method.response, answer)]
+    with closing(answer) as answers:
+        return [_document(method.response, each) for each in answers]
 
 
 def _document(descriptor: Descriptor, answer: Any) -> Document:

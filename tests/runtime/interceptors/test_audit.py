@@ -158,9 +158,7 @@ def test_method_that_reads_is_recorded_beforehand_when_the_contract_says_so() ->
     empty = ".kronos.audited.v1.Empty"
     service = file.service.add(name="AuditedService")
     for name, level, audited in (("Read", 1, False), ("Run", 1, True), ("Write", 2, False), ("Unknown", 0, False)):
-        method = service.method.add(
-            name=name, input_type=".kronos.audited.v1.Empty", output_type=".kronos.audited.v1.Empty"
-        )
+        method = service.method.add(name=name, input_type=empty, output_type=empty)
         method.options.idempotency_level = level  # type: ignore[assignment]
         method.options.Extensions[options_pb2.audited] = audited
     pool = DescriptorPool()

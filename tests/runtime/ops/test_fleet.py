@@ -1,15 +1,19 @@
-"""The metrics of several processes as those of one: sums, and counters that never go back."""
+"""Several processes as one: sums of metrics, counters that never go back, and requests that one of them answers."""
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http import HTTPStatus
 
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from kronos_db.runtime.ops.fleet import FleetMetrics
-from kronos_db.runtime.ops.http import OpsServer, Request, Response, Route
+from kronos_db.runtime.ops.fleet import FleetMetrics, Forwarding
+from kronos_db.runtime.ops.http import OpsServer, ProblemError, Request, Response, Route
 
 Process = Callable[[str], str]
 
@@ -84,3 +88,54 @@ def test_gauges_are_added_up_unless_one_of_them_is_meant(process: Process, name:
 def test_a_process_that_does_not_answer_is_left_out(process: Process) -> None:
     there = {0: process(counter("calls_total", 5)), 1: "127.0.0.1:1"}
     assert scraped(FleetMetrics(lambda: there)) == ["calls_total 5.0"]
+
+
+class _Dying:
+    """Takes a request and ends without an answer, as a process that is killed."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        host, port = self._socket.getsockname()
+        self.address = f"{host}:{port}"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                with connection:
+                    connection.recv(65536)
+                    self.taken += 1
+
+    def stop(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(10)
+
+
+def test_a_request_is_handed_to_a_process_that_answers() -> None:
+    routes = [Route(verb, "/db/x", lambda _request: Response(body=b"x")) for verb in ("GET", "POST")]
+    living = OpsServer("127.0.0.1:0", routes)
+    living.start()
+    dying = _Dying()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        gone = "{}:{}".format(*closed.getsockname())
+    try:
+        both = Forwarding(lambda: {0: dying.address, 1: gone, 2: living.address})
+        # The turn of each: what only reads is handed on also when a process ended over it.
+        for _ in range(3):
+            assert both(Request("GET", "/db/x", {}, {})).body == b"x"
+            assert dying.taken == 1
+        # What writes may have been done: nobody else gets it.
+        with pytest.raises(ProblemError, match="ended") as refused:
+            both(Request("POST", "/db/x", {}, {}))
+        assert refused.value.status == HTTPStatus.BAD_GATEWAY
+        assert dying.taken == 2
+        with pytest.raises(ProblemError, match="No process") as refused:
+            Forwarding(dict)(Request("GET", "/db/x", {}, {}))
+        assert refused.value.status == HTTPStatus.SERVICE_UNAVAILABLE
+    finally:
+        dying.stop()
+        living.stop()
