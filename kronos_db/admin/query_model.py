@@ -16,7 +16,8 @@ class StatementRefusedError(KronosError):
 
     def __init__(self, rule: str, what: str, position: int = 0) -> None:
         super().__init__(
-            f"{rule}: {what}",
+            # What it says may quote what was asked for: not for the log.
+            f"refused by rule {rule}",
             metadata={"rule": rule, "what": what, "position": str(position)},
             violations=[FieldViolation("sql", what)],
         )
@@ -29,7 +30,8 @@ class StatementFailedError(KronosError):
 
     def __init__(self, sqlstate: str, what: str, position: int = 0) -> None:
         super().__init__(
-            f"{sqlstate}: {what}",
+            # As above, and values of rows too.
+            f"PostgreSQL says {sqlstate}",
             metadata={"sqlstate": sqlstate, "what": what, "position": str(position)},
             violations=[FieldViolation("sql", what)],
         )

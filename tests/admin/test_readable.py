@@ -11,7 +11,8 @@ import pytest
 from kronos_db import schemas
 from kronos_db.config import Settings
 from kronos_db.embedded.postgres import EmbeddedPostgres
-from kronos_db.runtime.database.reading_role import HARMFUL, READER, read_readable
+from kronos_db.runtime.database.dsn import as_role
+from kronos_db.runtime.database.reading_role import HARMFUL, READER, Part, ReadingRole, read_readable
 from tests.parts.domain import new_database, settings_of
 
 # What says no more of a column than that: in its name.
@@ -116,6 +117,19 @@ def test_a_new_column_is_not_readable_and_one_taken_off_the_list_is_not_any_more
             "SELECT has_column_privilege(%s, 'users.credentials', 'password_hash', 'SELECT')", (READER,)
         ).fetchone() == (False,)
         connection.execute("ALTER TABLE users.roles DROP COLUMN brought_later")
+
+
+def test_a_migrating_role_without_the_rights_leaves_all_as_it_is(settings: Settings) -> None:
+    dsn = str(settings.domain_direct_dsn("users"))
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS test_poor_migrator")
+        connection.execute("CREATE ROLE test_poor_migrator LOGIN CREATEROLE PASSWORD 'poor'")
+        readable = read_readable(schemas.readable_file("users"))
+        poor = ReadingRole(as_role(dsn, "test_poor_migrator", "poor"), "whatever", 30)
+        poor.apply([Part("users", "kronos_users", readable)])
+        connection.execute("DROP ROLE test_poor_migrator")
+    test_the_role_has_these_rights_and_no_others("users", settings)
+    test_the_role_is_what_it_must_be(settings)
 
 
 def test_a_file_that_does_something_else_is_refused(tmp_path: Path) -> None:

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg import sql
 
-from kronos_db.runtime.database.migrations import MigrationFailedError, Migrator, Role
+from kronos_db.runtime.database.migrations import Migrator, Role
 from kronos_db.runtime.database.pool import Connection
+
+_log = structlog.get_logger(__name__)
 
 READER = "kronos_query"
 # Connections of all processes together. PostgreSQL refuses more, whatever the processes think.
@@ -146,7 +149,10 @@ class ReadingRole(Migrator):
         super().__init__(READER, direct_dsn, (), Role(READER, password, _SETTINGS), statement_timeout)
 
     def apply(self, parts: Sequence[Part]) -> None:
-        """Bring the role to what `parts`, all domains of the database, say. Raises MigrationFailedError."""
+        """Bring the role to what `parts`, all domains of the database, say. Raises MigrationFailedError.
+
+        Where the migrating role has no right to do so all stays as it is, and a warning says so.
+        """
         with self._failing_as_one(), self._connect() as connection:
             self._lock(connection)
             self._make_role_despite_others(connection)
@@ -155,15 +161,15 @@ class ReadingRole(Migrator):
                 for part in parts:
                     _grant(connection, part)
                 # In one transaction with the grants: the domains are never without.
-                _close_doors(connection, [part.role for part in parts])
+                _close_doors(connection, [part.role for part in parts], [part.schema for part in parts])
 
     @contextmanager
     def _failing_as_one(self) -> Iterator[None]:
         with self._named_failure("setting the rights of the role of queries"):
             try:
                 yield
-            except ValueError as error:
-                raise MigrationFailedError(str(error)) from error
+            except psycopg.errors.InsufficientPrivilege as error:
+                _log.warning("query_role_not_set", reason=str(error).strip())
 
     def _make_role(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         super()._make_role(connection)
@@ -189,9 +195,14 @@ def _grant(connection: psycopg.Connection[tuple[Any, ...]], part: Part) -> None:
         connection.execute(part.readable.text)
 
 
-def _close_doors(connection: psycopg.Connection[tuple[Any, ...]], roles: Sequence[str]) -> None:
+def _close_doors(connection: psycopg.Connection[tuple[Any, ...]], roles: Sequence[str], schemas: Sequence[str]) -> None:
     functions = [row[0] for row in connection.execute(_DOORS, _PARAMETERS)]
-    keepers = sql.SQL(", ").join([*map(sql.Identifier, roles), sql.SQL("CURRENT_USER")])
+    # Whoever made the schemas migrates, another time if not now.
+    owners = connection.execute(
+        "SELECT DISTINCT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = ANY (%s)", (list(schemas),)
+    ).fetchall()
+    keep = {*roles, *(row[0] for row in owners)}
+    keepers = sql.SQL(", ").join([*map(sql.Identifier, sorted(keep)), sql.SQL("CURRENT_USER")])
     database = connection.info.dbname
     # The names come from the catalog, quoted.
     every = sql.SQL(", ").join(map(sql.SQL, functions))
@@ -201,15 +212,15 @@ def _close_doors(connection: psycopg.Connection[tuple[Any, ...]], roles: Sequenc
         every = sql.SQL(", ").join(map(sql.SQL, still_open))
         connection.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC").format(every))
     for text in (
-        "GRANT TEMPORARY ON DATABASE {database} TO CURRENT_USER",
+        "GRANT TEMPORARY ON DATABASE {database} TO {keepers}",
         "REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC",
         "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
     ):
-        connection.execute(sql.SQL(text).format(database=sql.Identifier(database)))
+        connection.execute(sql.SQL(text).format(database=sql.Identifier(database), keepers=keepers))
     languages = connection.execute("SELECT lanname FROM pg_language WHERE lanpltrusted AND lanname <> 'sql'").fetchall()
     for (language,) in languages:
         name = sql.Identifier(language)
-        connection.execute(sql.SQL("GRANT USAGE ON LANGUAGE {} TO CURRENT_USER").format(name))
+        connection.execute(sql.SQL("GRANT USAGE ON LANGUAGE {} TO {}").format(name, keepers))
         connection.execute(sql.SQL("REVOKE USAGE ON LANGUAGE {} FROM PUBLIC").format(name))
 
 
