@@ -12,6 +12,7 @@ import psycopg
 from kronos.admin.v1 import status_pb2 as pb
 from kronos.admin.v1.admin_pb2_grpc import AdminServiceStub
 
+from benchmarks import restricted_sql
 from benchmarks.stand import Row, Stand, stand
 
 _ANSWERS = 400
@@ -24,6 +25,7 @@ def rows() -> Iterator[Row]:
     with stand(2) as on:
         _ask_until(on, lambda status: status.state == pb.PART_STATE_OK)
         yield _slowest("admin: GetStatus, slowest of 400, all parts well", on)
+        yield from restricted_sql.rows(on)
         postgres = _postmaster(on)
         begun = time.perf_counter()
         os.kill(postgres, signal.SIGKILL)

@@ -14,7 +14,7 @@ import secrets
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -246,6 +246,47 @@ def status(  # noqa: PLR0917 - typer reads the options off the parameters
     place = address or load().grpc_listen
     with call_command.connected(place, token=token, headers=[], ca=tls_ca, cert=cert, key=key) as client:
         status_command.show(client, Console(highlight=False, markup=False), watch=watch, as_json=as_json)
+
+
+@app.command()
+def query(  # noqa: PLR0917 - typer reads the options off the parameters
+    sql: Annotated[
+        str | None, typer.Argument(metavar="SQL", help="One statement that reads, or - for standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="File with the statement.")] = None,
+    form: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="table, csv, or json: an object on each line.")
+    ] = "table",
+    domain: Annotated[
+        str, typer.Option(metavar="DOMAIN", help="Whose database is asked; default: the common one.")
+    ] = "",
+    max_rows: Annotated[int, typer.Option(min=0, help="Rows at most; 0: as many as the server lets.")] = 0,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, metavar="SECONDS", help="Default: KRONOS_DB_QUERY_TIMEOUT of the server.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the plan, and run nothing.")] = False,
+    address: _Address = None,
+    token: _Token = None,
+    tls_ca: _Ca = None,
+    cert: _Cert = None,
+    key: _Key = None,
+) -> None:
+    """Run one statement that reads on a running server; the exit code is 3 when not all rows came."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from kronos.admin.v1 import query_pb2  # noqa: PLC0415 - gRPC costs start time, and only here
+
+    from kronos_db import call_command, query_command  # noqa: PLC0415
+
+    text = query_command.read_statement(sql, file)
+    place = address or load().grpc_listen
+    with call_command.connected(place, token=token, headers=[], ca=tls_ca, cert=cert, key=key) as client:
+        if explain:
+            query_command.explain(client, query_pb2.ExplainQueryRequest(sql=text, domain=domain))
+            return
+        request = query_pb2.QueryRequest(sql=text, domain=domain, max_rows=max_rows)
+        if timeout is not None:
+            request.timeout.FromNanoseconds(int(timeout * 1e9))
+        query_command.run(client, request, form)
 
 
 @app.command()

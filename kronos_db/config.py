@@ -162,6 +162,23 @@ class Settings(BaseSettings):
     )
     statement_timeout: float = Field(30.0, gt=0, le=3600, description="Seconds a statement of a domain role may run.")
 
+    query_dsn: Dsn | None = Field(
+        None,
+        description="Replica of the common database on which AdminService.Query runs, by its own role. Default: "
+        "POSTGRES_DIRECT_DSN.",
+    )
+    query_timeout: float = Field(15.0, gt=0, le=600, description="Seconds that a statement of an operator may take.")
+    query_max_cost: int = Field(
+        10_000_000, ge=1, le=10**18, description="What PostgreSQL may expect an operator's statement to cost, at most."
+    )
+    query_max_rows: int = Field(10_000, ge=1, le=10_000_000, description="Rows that a statement may return, at most.")
+    query_max_bytes: int = Field(
+        16 * 1024 * 1024, ge=1024, le=1 << 36, description="Bytes that these may have, as text, at most."
+    )
+    query_connections: int = Field(
+        2, ge=1, le=16, description="Connections per process and database for operators' statements."
+    )
+
     redis_url: RedisUrl | None = Field(
         None, description="redis://, rediss:// or unix:// URL. Without it the server is slower, never wrong."
     )

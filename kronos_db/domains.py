@@ -22,6 +22,9 @@ from kronos_db.admin.backup_domain import Backups
 from kronos_db.admin.endpoints import ENDPOINTS as ADMIN_ENDPOINTS
 from kronos_db.admin.model import ERRORS as ADMIN_ERRORS
 from kronos_db.admin.operations import Operations
+from kronos_db.admin.query_model import QueryLimits
+from kronos_db.admin.query_store import QueryStore
+from kronos_db.admin.querying import Querying
 from kronos_db.admin.recording import Recording
 from kronos_db.admin.service import AdminService
 from kronos_db.admin.status import NoBackups, Ways
@@ -91,7 +94,7 @@ from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
-from kronos_db.schemas import known_migrations, replicas, ways
+from kronos_db.schemas import known_migrations, open_reading, replicas, ways
 from kronos_db.tokens.credentials import Credentials
 from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
@@ -360,11 +363,10 @@ class Domains:
         return AdminService(
             parts.page_tokens,
             status=status,
-            # Query.
+            querying=self._new_querying(),
             statements=operations.statements,
             indexes=operations.indexes,
             audit=(audit, chain),
-            # Backups.
             backups=backups.parts,
         )
 
@@ -379,6 +381,16 @@ class Domains:
         self._stopping.append(operations.stop)
         self._background += operations.works
         return operations
+
+    def _new_querying(self) -> Querying:
+        settings = self._process.settings
+        places = open_reading(settings)
+        store = QueryStore({name: place.pool for name, place in places.items()})
+        self._stopping.append(store.close)
+        limits = QueryLimits(
+            settings.query_timeout, settings.query_max_cost, settings.query_max_rows, settings.query_max_bytes
+        )
+        return Querying(store, {name: place.relations for name, place in places.items()}, limits)
 
 
 def followed(domain: str, database: Database) -> tuple[Log, Pace] | tuple[()]:

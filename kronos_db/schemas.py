@@ -22,6 +22,7 @@ from kronos_db.runtime.database.migrations import (
     pending,
 )
 from kronos_db.runtime.database.pool import Pool, PoolLimits
+from kronos_db.runtime.database.reading_role import READER, Part, ReadingRole, read_readable
 from kronos_db.runtime.errors import OverloadedError, UnavailableError
 
 # The domains that have code: their migrations stand in the folder of the same name.
@@ -46,6 +47,14 @@ class MigrationState:
     state: Literal["applied", "pending"]
     applied_at: datetime | None
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingPlace:
+    """A database in which operators' statements run: connections of their role, and the relations that it may read."""
+
+    pool: Pool
+    relations: frozenset[str]
 
 
 def open_database(settings: Settings, domain: str) -> Database:
@@ -115,6 +124,68 @@ def migrate(settings: Settings, report: Callable[[str, str], None]) -> None:
     """Bring every domain's schema up to date; calls `report(domain, migration)` after each migration applied."""
     for domain in SERVED:
         _migrator(settings, domain).migrate(report)
+    _set_reading_rights(settings)
+
+
+def _set_reading_rights(settings: Settings) -> None:
+    """Bring the role that reads for operators, in every database, to what the domains there let it read.
+
+    Without a role secret there is no password for it, and no such role.
+    """
+    if settings.postgres_role_secret_file is None:
+        return
+    password = _derived_password(settings, READER)
+    databases: dict[str, list[Part]] = {}
+    for domain in SERVED:
+        _dsn, role = _access(settings, domain)
+        part = Part(domain, role.name, read_readable(readable_file(domain)))
+        databases.setdefault(settings.domain_direct_dsn(domain) or "", []).append(part)
+    for dsn, parts in databases.items():
+        ReadingRole(dsn, password, settings.statement_timeout).apply(parts)
+
+
+def readable_file(domain: str) -> Path:
+    """Return the file that says which columns of a domain operators may read."""
+    return Path(__file__).parent / domain / "readable.sql"
+
+
+def readable_relations(domains: Iterable[str]) -> frozenset[str]:
+    """Return the relations of `domains`, `schema.name`, of which operators may read columns."""
+    return frozenset().union(*(read_readable(readable_file(domain)).granted for domain in domains))
+
+
+def open_reading(settings: Settings) -> dict[str, ReadingPlace]:
+    """Return where operators' statements run, by the name of a domain; "" is the common database, or its replica.
+
+    Domains without a DSN of their own are there. Nothing without a role secret.
+    """
+    if settings.postgres_role_secret_file is None:
+        return {}
+    password = _derived_password(settings, READER)
+    places: dict[str, ReadingPlace] = {}
+    shared = [domain for domain in SERVED if settings.domain_dsn(domain) is None]
+    common = settings.query_dsn or settings.postgres_direct_dsn or settings.postgres_dsn
+    if common is not None and shared:
+        place = _reading_place(settings, as_role(common.get_secret_value(), READER, password), shared)
+        places.update(dict.fromkeys(["", *shared], place))
+    for domain in SERVED:
+        direct = settings.domain_direct_dsn(domain)
+        if domain not in shared and direct is not None:
+            places[domain] = _reading_place(settings, as_role(direct, READER, password), [domain])
+    return places
+
+
+def _reading_place(settings: Settings, dsn: str, domains: Sequence[str]) -> ReadingPlace:
+    limits = PoolLimits(
+        settings.query_connections,
+        settings.pool_max_waiting,
+        settings.pool_timeout,
+        # Never by name: what a session is left with is looked at.
+        prepared_statements=False,
+        silence=settings.query_timeout + _SILENCE_MARGIN,
+        min_size=0,
+    )
+    return ReadingPlace(Pool("query", dsn, limits), readable_relations(domains))
 
 
 def migration_plan(settings: Settings) -> list[MigrationState]:

@@ -114,6 +114,7 @@ def test_reasons_exist(page: Path) -> None:
         "STATEMENT_SOURCE_STATE_",
         "AUDIT_FAULT_",
         "AUDIT_PHASE_",
+        "QUERY_CUT_",
         "PART_STATE_",
         "POSTGRES_ROLE_",
         "PUT_OUTCOME_",

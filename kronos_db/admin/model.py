@@ -13,17 +13,16 @@ from kronos_db.admin.changes import (
     ScratchMissingError,
     ScratchTakenError,
 )
+from kronos_db.admin.query_model import QUERY_ERRORS
 from kronos_db.admin.statements import ActiveQueryGoneError, UnknownDomainError
 from kronos_db.runtime.errors import Answer, Code, KronosError
 
 ERRORS: Mapping[type[KronosError], Answer] = {
-    # Query.
-    # Statements.
+    **QUERY_ERRORS,
     UnknownDomainError: Answer(Code.INVALID_ARGUMENT, "DOMAIN_UNKNOWN", "There is no domain {domain}."),
     ActiveQueryGoneError: Answer(
         Code.NOT_FOUND, "ACTIVE_QUERY_NOT_FOUND", "Process {pid} is not that session, or does something else by now."
     ),
-    # Indexes.
     AdviceGoneError: Answer(
         Code.FAILED_PRECONDITION, "ADVICE_OUTDATED", "This is not advised, or not any more; ask for advice again."
     ),
@@ -46,6 +45,5 @@ ERRORS: Mapping[type[KronosError], Answer] = {
         "SCRATCH_TAKEN",
         "The scratch database is in use, or holds a schema that was not made for this.",
     ),
-    # Backups.
     **BACKUP_ERRORS,
 }

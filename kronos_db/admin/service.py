@@ -11,6 +11,8 @@ from kronos_db.admin.audit_store import AuditStore
 from kronos_db.admin.backup_service import BackupHandlers, BackupParts
 from kronos_db.admin.change_store import ChangeStore
 from kronos_db.admin.index_service import IndexHandlers
+from kronos_db.admin.query_service import QueryHandlers
+from kronos_db.admin.querying import Querying
 from kronos_db.admin.reading import Reader
 from kronos_db.admin.scratch import Scratch
 from kronos_db.admin.statement_service import StatementHandlers
@@ -22,11 +24,10 @@ from kronos_db.runtime.paging import PageTokens
 
 class AdminService(
     StatusHandlers,
-    # Query.
+    QueryHandlers,
     StatementHandlers,
     IndexHandlers,
     AuditHandlers,
-    # Backups.
     BackupHandlers,
     AdminServiceServicer,
 ):
@@ -37,17 +38,15 @@ class AdminService(
         page_tokens: PageTokens,
         *,
         status: Parts,
-        # Query.
+        querying: Querying,
         statements: tuple[Sources, StatementStore, Reader],
         indexes: tuple[Advisor, Scratch, ChangeStore],
         audit: tuple[AuditStore, HashChain],
-        # Backups.
         backups: BackupParts,
     ) -> None:
         StatusHandlers.__init__(self, status)
-        # Query.
+        QueryHandlers.__init__(self, querying)
         StatementHandlers.__init__(self, *statements, page_tokens)
         IndexHandlers.__init__(self, statements[0], *indexes, page_tokens)
         AuditHandlers.__init__(self, *audit, page_tokens)
-        # Backups.
         BackupHandlers.__init__(self, backups, page_tokens)

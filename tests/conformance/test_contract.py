@@ -19,6 +19,7 @@ from google.protobuf.descriptor_pb2 import (
 _IMAGE = Path(__file__).parent.parent.parent / "generated" / "kronos.binpb"
 _READS = (
     "Advise",
+    "Explain",
     "Get",
     "BatchGet",
     "List",

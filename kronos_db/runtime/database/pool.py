@@ -82,6 +82,8 @@ class PoolLimits:
     timeout: float = 2.0
     prepared_statements: bool = True
     silence: float = 35.0
+    # Connections that are kept though nobody needs them.
+    min_size: int = 1
 
 
 class Pool:
@@ -99,7 +101,7 @@ class Pool:
             dsn,
             connection_class=Connection,
             configure=self._configure,
-            min_size=1,
+            min_size=limits.min_size,
             max_size=limits.max_size,
             max_waiting=limits.max_waiting,
             timeout=limits.timeout,

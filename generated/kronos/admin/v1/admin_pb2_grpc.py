@@ -6,6 +6,7 @@ import warnings
 from kronos.admin.v1 import audit_pb2 as kronos_dot_admin_dot_v1_dot_audit__pb2
 from kronos.admin.v1 import backups_pb2 as kronos_dot_admin_dot_v1_dot_backups__pb2
 from kronos.admin.v1 import indexes_pb2 as kronos_dot_admin_dot_v1_dot_indexes__pb2
+from kronos.admin.v1 import query_pb2 as kronos_dot_admin_dot_v1_dot_query__pb2
 from kronos.admin.v1 import statements_pb2 as kronos_dot_admin_dot_v1_dot_statements__pb2
 from kronos.admin.v1 import status_pb2 as kronos_dot_admin_dot_v1_dot_status__pb2
 
@@ -48,6 +49,16 @@ class AdminServiceStub:
                 '/kronos.admin.v1.AdminService/GetStatus',
                 request_serializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
+        self.Query = channel.unary_stream(
+                '/kronos.admin.v1.AdminService/Query',
+                request_serializer=kronos_dot_admin_dot_v1_dot_query__pb2.QueryRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_query__pb2.QueryResponse.FromString,
+                _registered_method=True)
+        self.ExplainQuery = channel.unary_unary(
+                '/kronos.admin.v1.AdminService/ExplainQuery',
+                request_serializer=kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryRequest.SerializeToString,
+                response_deserializer=kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryResponse.FromString,
                 _registered_method=True)
         self.ListSlowQueries = channel.unary_unary(
                 '/kronos.admin.v1.AdminService/ListSlowQueries',
@@ -153,10 +164,31 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListSlowQueries(self, request, context):
+    def Query(self, request, context):
         """Query.
 
-        Statements.
+        Runs one statement that reads and does nothing else, and returns its columns, its rows and how it ended. A stream
+        without an end part was broken off: its rows are not all rows.
+
+        What is refused names the rule in its metadata: INVALID_ARGUMENT (QUERY_REFUSED) by the text of the statement, with
+        the position; PERMISSION_DENIED (QUERY_NOT_READABLE) for what its role has no right to; FAILED_PRECONDITION
+        (QUERY_TOO_COSTLY, QUERY_TOO_LARGE) for what takes too much; DEADLINE_EXCEEDED (QUERY_TIMEOUT). INVALID_ARGUMENT
+        (QUERY_FAILED) with the SQLSTATE for what PostgreSQL cannot run. FAILED_PRECONDITION (QUERY_ROLE_UNFIT) when the role
+        may do more than it must: `kronos-db migrate` sets its rights.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainQuery(self, request, context):
+        """Tells how PostgreSQL would run a statement that Query lets run, and what it expects that to cost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSlowQueries(self, request, context):
+        """Statements.
 
         Lists the statements of the server by what they cost PostgreSQL, page by page, with the methods that issue them.
         INVALID_ARGUMENT (DOMAIN_UNKNOWN) for a domain that is none, here and below.
@@ -307,6 +339,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusRequest.FromString,
                     response_serializer=kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusResponse.SerializeToString,
             ),
+            'Query': grpc.unary_stream_rpc_method_handler(
+                    servicer.Query,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_query__pb2.QueryRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_query__pb2.QueryResponse.SerializeToString,
+            ),
+            'ExplainQuery': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainQuery,
+                    request_deserializer=kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryRequest.FromString,
+                    response_serializer=kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryResponse.SerializeToString,
+            ),
             'ListSlowQueries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSlowQueries,
                     request_deserializer=kronos_dot_admin_dot_v1_dot_statements__pb2.ListSlowQueriesRequest.FromString,
@@ -426,6 +468,60 @@ class AdminService:
             '/kronos.admin.v1.AdminService/GetStatus',
             kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusRequest.SerializeToString,
             kronos_dot_admin_dot_v1_dot_status__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Query(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/Query',
+            kronos_dot_admin_dot_v1_dot_query__pb2.QueryRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_query__pb2.QueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainQuery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kronos.admin.v1.AdminService/ExplainQuery',
+            kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryRequest.SerializeToString,
+            kronos_dot_admin_dot_v1_dot_query__pb2.ExplainQueryResponse.FromString,
             options,
             channel_credentials,
             insecure,

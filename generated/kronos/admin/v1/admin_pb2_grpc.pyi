@@ -9,6 +9,7 @@ from collections import abc as _abc
 from kronos.admin.v1 import audit_pb2 as _audit_pb2
 from kronos.admin.v1 import backups_pb2 as _backups_pb2
 from kronos.admin.v1 import indexes_pb2 as _indexes_pb2
+from kronos.admin.v1 import query_pb2 as _query_pb2
 from kronos.admin.v1 import statements_pb2 as _statements_pb2
 from kronos.admin.v1 import status_pb2 as _status_pb2
 import abc as _abc_1
@@ -32,6 +33,20 @@ class AdminServiceStub:
     """Tells how the server and all parts of it are, in at most 50 ms: from what was seen of them last, within 2 s of what
     happened to them. A part that nobody has asked about for a minute is looked at first, for as long as that allows.
     """
+    Query: _grpc.UnaryStreamMultiCallable[_query_pb2.QueryRequest, _query_pb2.QueryResponse]
+    """Query.
+
+    Runs one statement that reads and does nothing else, and returns its columns, its rows and how it ended. A stream
+    without an end part was broken off: its rows are not all rows.
+
+    What is refused names the rule in its metadata: INVALID_ARGUMENT (QUERY_REFUSED) by the text of the statement, with
+    the position; PERMISSION_DENIED (QUERY_NOT_READABLE) for what its role has no right to; FAILED_PRECONDITION
+    (QUERY_TOO_COSTLY, QUERY_TOO_LARGE) for what takes too much; DEADLINE_EXCEEDED (QUERY_TIMEOUT). INVALID_ARGUMENT
+    (QUERY_FAILED) with the SQLSTATE for what PostgreSQL cannot run. FAILED_PRECONDITION (QUERY_ROLE_UNFIT) when the role
+    may do more than it must: `kronos-db migrate` sets its rights.
+    """
+    ExplainQuery: _grpc.UnaryUnaryMultiCallable[_query_pb2.ExplainQueryRequest, _query_pb2.ExplainQueryResponse]
+    """Tells how PostgreSQL would run a statement that Query lets run, and what it expects that to cost."""
     ListSlowQueries: _grpc.UnaryUnaryMultiCallable[_statements_pb2.ListSlowQueriesRequest, _statements_pb2.ListSlowQueriesResponse]
     """Statements.
 
@@ -120,6 +135,32 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells how the server and all parts of it are, in at most 50 ms: from what was seen of them last, within 2 s of what
         happened to them. A part that nobody has asked about for a minute is looked at first, for as long as that allows.
         """
+
+    @_abc_1.abstractmethod
+    def Query(
+        self,
+        request: _query_pb2.QueryRequest,
+        context: _grpc.ServicerContext,
+    ) -> _abc.Iterator[_query_pb2.QueryResponse]:
+        """Query.
+
+        Runs one statement that reads and does nothing else, and returns its columns, its rows and how it ended. A stream
+        without an end part was broken off: its rows are not all rows.
+
+        What is refused names the rule in its metadata: INVALID_ARGUMENT (QUERY_REFUSED) by the text of the statement, with
+        the position; PERMISSION_DENIED (QUERY_NOT_READABLE) for what its role has no right to; FAILED_PRECONDITION
+        (QUERY_TOO_COSTLY, QUERY_TOO_LARGE) for what takes too much; DEADLINE_EXCEEDED (QUERY_TIMEOUT). INVALID_ARGUMENT
+        (QUERY_FAILED) with the SQLSTATE for what PostgreSQL cannot run. FAILED_PRECONDITION (QUERY_ROLE_UNFIT) when the role
+        may do more than it must: `kronos-db migrate` sets its rights.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainQuery(
+        self,
+        request: _query_pb2.ExplainQueryRequest,
+        context: _grpc.ServicerContext,
+    ) -> _query_pb2.ExplainQueryResponse:
+        """Tells how PostgreSQL would run a statement that Query lets run, and what it expects that to cost."""
 
     @_abc_1.abstractmethod
     def ListSlowQueries(

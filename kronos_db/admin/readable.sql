@@ -1,0 +1,20 @@
+-- What operators may read of the audit log by AdminService.Query: column by column, so that a new one is not
+-- readable until it stands here. Every other column is a secret, and stands here with the reason. Applied by every migrate.
+
+GRANT SELECT (
+    sequence, id, call_id, phase, event_time, caller, method, request, detail, code, reason, request_id, call_count,
+    previous_hash, hash
+) ON admin.audit_events TO kronos_query;
+
+-- What the runtime keeps in every schema.
+GRANT SELECT (xid, place, part, kind, record_id, create_time) ON admin.change TO kronos_query;
+-- secret: admin.change (body): what watchers are told, sealed values and contents among it.
+GRANT SELECT (is_only, purged) ON admin.change_horizon TO kronos_query;
+GRANT SELECT (id, beat, timeline, applied) ON admin.copy_holder TO kronos_query;
+GRANT SELECT (id, purpose, person, master_key_id, is_current, create_time) ON admin.data_key TO kronos_query;
+-- secret: admin.data_key (wrapped): data keys, wrapped by a master key.
+GRANT SELECT (caller, request_id, expire_time, tags) ON admin.idempotency TO kronos_query;
+-- secret: admin.idempotency (reply): answers kept for repeats, with whatever they answered.
+-- secret: admin.idempotency (fingerprint): keyed hash of a request.
+GRANT SELECT (name, holder, fence, expire_time, success_time) ON admin.lease TO kronos_query;
+GRANT SELECT (name, checksum, applied_at) ON admin.schema_migration TO kronos_query;
