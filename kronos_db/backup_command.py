@@ -257,7 +257,7 @@ def _followed(client: Client, name: str, asked: dict[str, Any]) -> dict[str, Any
                     last = method.fields(message)
                     bar.show(last.get("progress"))
             except CallError as error:
-                gone = error.code == "UNAVAILABLE" and error.reason in (None, "SHUTTING_DOWN")
+                gone = error.code == "UNAVAILABLE" and error.reason in {None, "BACKUP_STREAM_ENDING"}
                 if not gone or attempt + 1 == _MOST_ATTEMPTS or not last:
                     raise
                 time.sleep(_PAUSE)

@@ -104,7 +104,7 @@ ERRORS: Mapping[type[KronosError], Answer] = {
     RunBrokenError: Answer(Code.INTERNAL, "BACKUP_RUN_BROKEN", "The run failed; the log has the detail of {run_id}."),
     RunsEndingError: Answer(
         Code.UNAVAILABLE,
-        "SHUTTING_DOWN",
+        "BACKUP_STREAM_ENDING",
         "The process is about to end, the run goes on: call again with the request_id.",
     ),
     RestoreFolderError: Answer(
@@ -118,10 +118,10 @@ ERRORS: Mapping[type[KronosError], Answer] = {
     DomainNotRestorableError: Answer(
         Code.INVALID_ARGUMENT, "DOMAIN_NOT_RESTORABLE", "The tables of this domain cannot be brought back."
     ),
-    model.BackupError: Answer(Code.INTERNAL, "BACKUP_FAILED", "It failed: {detail}"),
+    model.BackupError: Answer(Code.INTERNAL, "BACKUP_FAILED", "It failed: {detail}."),
     model.BackupNotFoundError: Answer(Code.NOT_FOUND, "BACKUP_NOT_FOUND", "There is no such backup."),
     model.BackupBusyError: Answer(
-        Code.FAILED_PRECONDITION, "BACKUP_BUSY", "Something else is at work on database or destination: {detail}"
+        Code.FAILED_PRECONDITION, "BACKUP_BUSY", "Something else is at work on database or destination: {detail}."
     ),
     model.BackupUnusableError: Answer(
         Code.FAILED_PRECONDITION, "BACKUP_UNUSABLE", "The backup, or one that it builds on, is not complete."
@@ -130,43 +130,36 @@ ERRORS: Mapping[type[KronosError], Answer] = {
         Code.FAILED_PRECONDITION, "BACKUP_NEEDED", "Another backup builds on this one; `force` removes both."
     ),
     model.BackupDamagedError: Answer(
-        Code.DATA_LOSS, "BACKUP_DAMAGED", "The backup or the archive is damaged: {detail}"
+        Code.DATA_LOSS, "BACKUP_DAMAGED", "The backup or the archive is damaged: {detail}."
     ),
     model.BackupKeyError: Answer(
         Code.FAILED_PRECONDITION, "BACKUP_KEY_WRONG", "The master key of the backup is not among those of this server."
     ),
     model.ForeignBackupError: Answer(
-        Code.FAILED_PRECONDITION, "BACKUP_FOREIGN", "The backup is of another database cluster: {detail}"
+        Code.FAILED_PRECONDITION, "BACKUP_FOREIGN", "The backup is of another database cluster: {detail}."
     ),
-    model.ArchiveGapError: Answer(Code.DATA_LOSS, "ARCHIVE_GAP", "The archive lacks WAL that this needs: {detail}"),
+    model.ArchiveGapError: Answer(Code.DATA_LOSS, "ARCHIVE_GAP", "The archive lacks WAL that this needs: {detail}."),
     model.TargetUnreachableError: Answer(
-        Code.OUT_OF_RANGE, "RESTORE_TARGET_UNREACHABLE", "No backup and archive lead to this target: {detail}"
+        Code.OUT_OF_RANGE, "RESTORE_TARGET_UNREACHABLE", "No backup and archive lead to this target: {detail}."
     ),
     model.FolderInUseError: Answer(
-        Code.FAILED_PRECONDITION, "RESTORE_FOLDER_IN_USE", "The folder to restore into is there already: {detail}"
+        Code.FAILED_PRECONDITION, "RESTORE_FOLDER_IN_USE", "The folder to restore into is there already: {detail}."
     ),
     model.DatabaseUnsuitableError: Answer(
-        Code.FAILED_PRECONDITION, "DATABASE_UNSUITABLE", "The database cannot be backed up as it is set up: {detail}"
+        Code.FAILED_PRECONDITION, "DATABASE_UNSUITABLE", "The database cannot be backed up as it is set up: {detail}."
     ),
-    model.ProgramError: Answer(Code.INTERNAL, "BACKUP_PROGRAM_FAILED", "A program of PostgreSQL failed: {detail}"),
+    model.ProgramError: Answer(Code.INTERNAL, "BACKUP_PROGRAM_FAILED", "A program of PostgreSQL failed: {detail}."),
     model.DestinationError: Answer(
-        Code.UNAVAILABLE, "BACKUP_DESTINATION_AWAY", "The destination of backups does not answer: {detail}"
+        Code.UNAVAILABLE, "BACKUP_DESTINATION_AWAY", "The destination of backups does not answer: {detail}."
     ),
     model.TablesMismatchError: Answer(
-        Code.FAILED_PRECONDITION, "TABLES_MISMATCH", "The tables in the backup are not those of now: {detail}"
+        Code.FAILED_PRECONDITION, "TABLES_MISMATCH", "The tables in the backup are not those of now: {detail}."
     ),
 }
 _BY_NAME = {kind.__name__: kind for kind in ERRORS}
 
 
-def told(error: KronosError) -> KronosError:
-    """Return an error of the engine with its text as metadata: operators need the last words of a program."""
-    if isinstance(error, model.BackupError):
-        error.metadata.setdefault("detail", str(error))
-    return error
-
-
 def failure_of(run: Run) -> KronosError:
     """Return the error that a failed run ends its streams with, in whatever process."""
     kind = _BY_NAME.get(run.failure, RunBrokenError)
-    return kind(run.detail, metadata={"run_id": run.id, **({"detail": run.detail} if run.detail else {})})
+    return kind(run.detail, metadata={"run_id": run.id})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -19,7 +18,6 @@ from kronos_db.admin.backup_runs import (
     NewRun,
     RestoreFolderError,
     Run,
-    told,
 )
 from kronos_db.admin.backup_schedule import fault_of, next_times
 from kronos_db.admin.backup_store import BackupStore, KeptPolicy
@@ -32,7 +30,6 @@ from kronos_db.backup.model import (
     AtLsn,
     AtTime,
     Backup,
-    BackupError,
     BackupNeededError,
     BeforeTransaction,
     Latest,
@@ -91,9 +88,8 @@ class BackupHandlers:
         """Return one page."""
         engine, size = self._engine(), page_size(request.page_size)
         after = self._backup_page_tokens.read(request)
-        with _explained():
-            backups = sorted(engine.list(), key=_key, reverse=True)
-            archive = engine.archive_state()
+        backups = sorted(engine.list(), key=_key, reverse=True)
+        archive = engine.archive_state()
         # By time and id, so that what is made or removed meanwhile moves nothing.
         rest = [backup for backup in backups if after is None or _key(backup) < after]
         page = pb.ListBackupsResponse(archive=ParseDict(archive_json(archive), pb.ArchiveState()))
@@ -105,8 +101,7 @@ class BackupHandlers:
 
     def GetBackup(self, request: pb.GetBackupRequest, context: object) -> pb.GetBackupResponse:
         """Return one backup."""
-        with _explained():
-            backup = self._engine().get(request.id)
+        backup = self._engine().get(request.id)
         return pb.GetBackupResponse(backup=ParseDict(backup_json(backup), pb.Backup()))
 
     @pushes
@@ -176,8 +171,7 @@ class BackupHandlers:
         mutation: Mutation[str, Told] = outlet.call.mutation(
             answer, lambda run_id: ParseDict({"run_id": run_id}, answer())
         )
-        with _explained():
-            first: Any = self._backups.store.add(run, mutation, check)
+        first: Any = self._backups.store.add(run, mutation, check)
         if mutation.validate_only:
             outlet.send(first)
             outlet.complete()
@@ -191,14 +185,6 @@ def _told(answer: type[Told], run: Run) -> Told:
     parts = run.result if run.state == "done" and run.result is not None else {"progress": run.progress}
     # A release before this one may have kept what this one has no field for.
     return ParseDict({"run_id": run.id, **parts}, answer(), ignore_unknown_fields=True)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except BackupError as error:
-        raise told(error) from None
 
 
 def _check_deletion(engine: Engine, backup_id: str, force: bool) -> None:

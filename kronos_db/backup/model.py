@@ -343,7 +343,13 @@ class DrillReport:
 
 
 class BackupError(KronosError):
-    """A backup, or something done with one, failed."""
+    """A backup, or something done with one, failed.
+
+    Its text is shown: operators need the last words of a program.
+    """
+
+    def __init__(self, detail: str = "", *, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail, metadata={"detail": (detail or type(self).__name__).rstrip("."), **(metadata or {})})
 
 
 class BackupNotFoundError(BackupError):

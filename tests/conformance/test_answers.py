@@ -19,6 +19,7 @@ from kronos_db.runtime.errors import UNKNOWN, Answer, KronosError
 # What stops a start, serves the ops port or a client program, or is translated before it leaves a store.
 _NEVER_ANSWERED = {
     "DataDirectoryInUseError",
+    "DegradedError",
     "EmbeddedError",
     "MarkError",
     "MigrationChangedError",

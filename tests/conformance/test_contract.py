@@ -38,7 +38,7 @@ _READS = (
     "Resolve",
 )
 # It takes leases.
-_WRITES = ("GetOrLease",)
+_WRITES = ("GetOrLease", "VerifyBackup")
 _SERVICE, _METHOD, _MESSAGE, _ENUM, _FIELD = 6, 2, 4, 5, 2
 
 FILES = [file for file in FileDescriptorSet.FromString(_IMAGE.read_bytes()).file if file.package.startswith("kronos.")]

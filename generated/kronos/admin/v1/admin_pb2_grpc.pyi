@@ -25,6 +25,10 @@ class AdminServiceStub:
     What a method does is kept in the audit log: a call of a method that changes or runs something is recorded, durably,
     before it begins, and again with its outcome; a call that was refused or failed is recorded for every method.
     UNAVAILABLE when the call cannot be recorded: then it does not run.
+
+    What is done with backups may fail besides with UNAVAILABLE (BACKUP_DESTINATION_AWAY), (BACKUP_STREAM_ENDING) when the
+    process that tells of it ends and the work goes on elsewhere; FAILED_PRECONDITION (BACKUP_BUSY), (BACKUP_UNUSABLE);
+    INTERNAL (BACKUP_PROGRAM_FAILED), (BACKUP_FAILED), (BACKUP_RUN_BROKEN).
     Status.
     """
 
@@ -104,7 +108,8 @@ class AdminServiceStub:
     """Restores into a new PostgreSQL, or brings the tables of one domain back. Everything is checked before a byte is
     written.
 
-    FAILED_PRECONDITION (RESTORE_FOLDER_IN_USE), (BACKUP_KEY_WRONG), (BACKUP_FOREIGN), (TABLES_MISMATCH),
+    INVALID_ARGUMENT (DOMAIN_NOT_RESTORABLE) for a domain that is none, or that keeps the runs. FAILED_PRECONDITION
+    (RESTORE_FOLDER_UNSET) when this server restores no new instances, (RESTORE_FOLDER_IN_USE), (BACKUP_KEY_WRONG), (BACKUP_FOREIGN), (TABLES_MISMATCH),
     (BACKUP_RUN_ACTIVE) while another restore runs. OUT_OF_RANGE (RESTORE_TARGET_UNREACHABLE). DATA_LOSS (BACKUP_DAMAGED),
     (ARCHIVE_GAP). ABORTED (BACKUP_RUN_INTERRUPTED) when the process that restored a domain ended meanwhile.
     """
@@ -123,6 +128,10 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     What a method does is kept in the audit log: a call of a method that changes or runs something is recorded, durably,
     before it begins, and again with its outcome; a call that was refused or failed is recorded for every method.
     UNAVAILABLE when the call cannot be recorded: then it does not run.
+
+    What is done with backups may fail besides with UNAVAILABLE (BACKUP_DESTINATION_AWAY), (BACKUP_STREAM_ENDING) when the
+    process that tells of it ends and the work goes on elsewhere; FAILED_PRECONDITION (BACKUP_BUSY), (BACKUP_UNUSABLE);
+    INTERNAL (BACKUP_PROGRAM_FAILED), (BACKUP_FAILED), (BACKUP_RUN_BROKEN).
     Status.
     """
 
@@ -302,7 +311,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Restores into a new PostgreSQL, or brings the tables of one domain back. Everything is checked before a byte is
         written.
 
-        FAILED_PRECONDITION (RESTORE_FOLDER_IN_USE), (BACKUP_KEY_WRONG), (BACKUP_FOREIGN), (TABLES_MISMATCH),
+        INVALID_ARGUMENT (DOMAIN_NOT_RESTORABLE) for a domain that is none, or that keeps the runs. FAILED_PRECONDITION
+        (RESTORE_FOLDER_UNSET) when this server restores no new instances, (RESTORE_FOLDER_IN_USE), (BACKUP_KEY_WRONG), (BACKUP_FOREIGN), (TABLES_MISMATCH),
         (BACKUP_RUN_ACTIVE) while another restore runs. OUT_OF_RANGE (RESTORE_TARGET_UNREACHABLE). DATA_LOSS (BACKUP_DAMAGED),
         (ARCHIVE_GAP). ABORTED (BACKUP_RUN_INTERRUPTED) when the process that restored a domain ended meanwhile.
         """
