@@ -38,8 +38,8 @@ $(STAMP): locks/requirements.txt pyproject.toml scripts/install.py
 ##@ Develop
 
 .PHONY: test
-test: $(STAMP) ## Run all tests; those that lack a program skip and say so
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run all tests, in three processes, or those of ARGS; what lacks a program skips and says so
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=3 --dist=worksteal)
 
 .PHONY: soak
 soak: $(STAMP) ## Run the tests that have a long form in that form, which takes minutes

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
 from kronos_db.runtime import issuer
 from kronos_db.runtime.issuer import Issued
+
+
+@pytest.fixture(autouse=True)
+def _no_method_is_at_hand() -> Iterator[None]:
+    """Whatever calls a test before has made on this thread."""
+    token = issuer.current.set("")
+    yield
+    issuer.current.reset(token)
 
 
 def test_every_pair_is_told_once() -> None:
