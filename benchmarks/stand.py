@@ -126,7 +126,9 @@ class Stand:
 def stand(processes: int = 1, **changes: Any) -> Iterator[Stand]:
     """Start a stand in a fresh data directory; `changes` are settings."""
     with tempfile.TemporaryDirectory(prefix="kronos-bench-") as folder:
-        settings = load(data_dir=Path(folder), processes=processes, **_listen(), **changes)
+        # What is measured is what calls cost: no backup is made meanwhile, unless that is what is asked for.
+        asked = {"backup_destination": None, **changes}
+        settings = load(data_dir=Path(folder), processes=processes, **_listen(), **asked)
         with dev.environment(settings, lambda _said: None, threading.Event()) as (complete, token):
             running = Stand(complete, token)
             try:

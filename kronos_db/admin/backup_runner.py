@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import structlog
 
-from kronos_db.admin.backup_runs import MOST_ATTEMPTS, NewRun, Run, RunActiveError, RunInterruptedError
+from kronos_db.admin.backup_runs import MOST_ATTEMPTS, Kind, NewRun, Run, RunActiveError, RunInterruptedError, excludes
 from kronos_db.admin.backup_schedule import Clock, Task, due
 from kronos_db.admin.backup_store import BackupStore
 from kronos_db.admin.backup_work import BackupWork
@@ -69,6 +69,7 @@ class Runner:
         self._on_end = on_end
         self._stopping = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
+        self._kinds: dict[str, Kind] = {}
         self.work = BackgroundWork(store.database, "backups", _SOONEST, self.look, lease_seconds=_LEASE)
 
     def stop(self) -> None:
@@ -81,12 +82,15 @@ class Runner:
     def look(self, held: Held) -> None:
         """Begin what the schedule asks for, and take up what waits."""
         self._threads = {run_id: thread for run_id, thread in self._threads.items() if thread.is_alive()}
+        self._kinds = {run_id: self._kinds[run_id] for run_id in self._threads}
         self._schedule()
         for run in self._store.open(held.fence):
-            # One that was left a moment ago ends first.
-            if held() and run.id not in self._threads and self._store.take(run, held.fence):
+            # One that was left a moment ago ends first, and what excludes it.
+            if run.id in self._threads or any(excludes(run.kind, kind) for kind in self._kinds.values()):
+                continue
+            if held() and self._store.take(run, held.fence):
                 thread = threading.Thread(target=self._do, args=(run, held), name=f"backup {run.kind}", daemon=True)
-                self._threads[run.id] = thread
+                self._threads[run.id], self._kinds[run.id] = thread, run.kind
                 thread.start()
 
     def _schedule(self) -> None:

@@ -57,6 +57,14 @@ def excludes(kind: Kind, other: Kind) -> bool:
     return kind == other or kind in REMOVING or other in REMOVING
 
 
+def refuses(kind: Kind, other: Kind) -> bool:
+    """Tell whether a run of one kind is not even written down while one of the other is under way.
+
+    Retention begins by itself behind each backup and is over soon: what it excludes waits for it.
+    """
+    return excludes(kind, other) and (kind == other or other != "retain")
+
+
 class BackupsOffError(KronosError):
     """The server has no destination for backups."""
 

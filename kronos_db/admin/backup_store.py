@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kronos_db.admin.backup_runs import NewRun, PolicyEtagMismatchError, Run, RunActiveError, excludes
+from kronos_db.admin.backup_runs import NewRun, PolicyEtagMismatchError, Run, RunActiveError, refuses
 from kronos_db.admin.backup_schedule import Done
 from kronos_db.backup.as_json import Json
 from kronos_db.backup.model import Policy
@@ -132,7 +132,7 @@ class BackupStore:
     def _add(self, tx: Transaction, run: NewRun) -> None:
         tx.fetch_one(self._queries["lock"], {}, int)
         for other in tx.fetch_all(self._queries["active"], {}, Run):
-            if excludes(run.kind, other.kind):
+            if refuses(run.kind, other.kind):
                 raise RunActiveError(metadata={"kind": other.kind, "run_id": other.id})
         params = {
             "id": run.id,

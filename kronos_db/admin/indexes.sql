@@ -141,6 +141,10 @@ ORDER BY relation.relname, class.relname;
 -- Takes the lock under which indexes are changed, one at a time in the whole fleet; it goes with the connection.
 SELECT pg_catalog.pg_try_advisory_lock(27506, 1);
 
+-- name: unlock
+-- Lets go of the scratch database.
+SELECT pg_catalog.pg_advisory_unlock(27506, 1);
+
 -- name: owns
 -- Whether this role may change the indexes of a table; no row when the table is not there.
 SELECT pg_catalog.pg_has_role(relowner, 'USAGE')

@@ -131,6 +131,8 @@ class Scratch:
                 yield scratch
             finally:
                 scratch.run(f"DROP SCHEMA {quoted(schema)} CASCADE")
+                # The end of the session would free it too, but not before the next one is there.
+                scratch.fetch_one(_QUERIES["unlock"], {}, bool)
 
 
 # The comment of schemas that may be dropped.

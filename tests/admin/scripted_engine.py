@@ -112,8 +112,10 @@ class ScriptedEngine:
         del self.backups[backup_id]
 
     def retain(self, policy: Policy, now: datetime) -> Retention:
-        self.begun.append("retain")
-        return Retention((), 0, 0)
+        with self._alone():
+            self.begun.append("retain")
+            self.gate.wait()
+            return Retention((), 0, 0)
 
     def archive(self, stopped: threading.Event) -> None:
         with self._lock:

@@ -89,7 +89,9 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made = Site(tmp_path_factory.mktemp("site"))
     # The schedule makes the first full one by itself.
-    eventually(lambda: made.listed()["backups"], LIMIT)
+    with psycopg.connect(made.postgres.dsn, autocommit=True) as connection:
+        first = "SELECT FROM admin.backup_run WHERE kind = 'create' AND state = 'done'"
+        eventually(lambda: connection.execute(first).fetchone() is not None, LIMIT)
     yield made
     made.close()
 

@@ -145,6 +145,19 @@ def test_two_that_exclude_each_other_are_never_under_way_together(host: Host) ->
     assert host.over(first).state == "done"
 
 
+def test_a_backup_that_is_asked_for_during_retention_waits_for_its_end(host: Host) -> None:
+    host.engine.gate.clear()
+    host.process()
+    retention = host.ask("retain")
+    eventually(lambda: host.run(retention).state == "running", LIMIT)
+    backup = host.ask("create")
+    eventually(lambda: "retain" in host.engine.begun, LIMIT)
+    assert host.run(backup).state == "waiting"
+    host.engine.gate.set()
+    assert host.over(retention).state == "done"
+    assert host.over(backup).state == "done"
+
+
 def test_progress_is_told_while_it_lasts(host: Host) -> None:
     host.engine.gate.clear()
     host.process()
