@@ -68,29 +68,28 @@ class Runner:
         self._release = release
         self._on_end = on_end
         self._stopping = threading.Event()
-        self._threads: dict[str, threading.Thread] = {}
-        self._kinds: dict[str, Kind] = {}
+        # By run: what it does, and the thread that does it.
+        self._at_work: dict[str, tuple[Kind, threading.Thread]] = {}
         self.work = BackgroundWork(store.database, "backups", _SOONEST, self.look, lease_seconds=_LEASE)
 
     def stop(self) -> None:
         """Leave the runs, so that another process begins them anew."""
         self._stopping.set()
         give_up = time.monotonic() + _PATIENCE
-        for thread in list(self._threads.values()):
+        for _, thread in list(self._at_work.values()):
             thread.join(max(0.0, give_up - time.monotonic()))
 
     def look(self, held: Held) -> None:
         """Begin what the schedule asks for, and take up what waits."""
-        self._threads = {run_id: thread for run_id, thread in self._threads.items() if thread.is_alive()}
-        self._kinds = {run_id: self._kinds[run_id] for run_id in self._threads}
+        self._at_work = {run_id: work for run_id, work in self._at_work.items() if work[1].is_alive()}
         self._schedule()
         for run in self._store.open(held.fence):
             # One that was left a moment ago ends first, and what excludes it.
-            if run.id in self._threads or any(excludes(run.kind, kind) for kind in self._kinds.values()):
+            if run.id in self._at_work or any(excludes(run.kind, kind) for kind, _ in self._at_work.values()):
                 continue
             if held() and self._store.take(run, held.fence):
                 thread = threading.Thread(target=self._do, args=(run, held), name=f"backup {run.kind}", daemon=True)
-                self._threads[run.id], self._kinds[run.id] = thread, run.kind
+                self._at_work[run.id] = run.kind, thread
                 thread.start()
 
     def _schedule(self) -> None:
