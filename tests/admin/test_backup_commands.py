@@ -191,6 +191,8 @@ def test_one_domain_is_brought_back_below_the_serving_processes(site: Site) -> N
 def test_wal_for_a_restore_command_of_your_own(site: Site, tmp_path: Path) -> None:
     begin = PAGE.read_text(encoding="utf-8").index("kronos-db backup fetch-wal %f %p")
     assert begin
+    # Of a segment that is being written there are only parts.
+    site.archived(datetime.now(UTC))
     archived = oldest_segment(site)
     line = f"kronos-db backup fetch-wal {archived} {tmp_path}/segment"
     site.run(line)
