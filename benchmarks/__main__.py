@@ -74,6 +74,11 @@ are those of eight connections with one batch each in flight, about the same 8,0
 beside 10,000** is asked one at a time, so that the database shows and not the queue. A token's subject is a user of
 UsersService, which tells whether that user is active. While the tokens of one subject are
 revoked, others are introspected without a pause.
+
+**Rows of restricted SQL.** Eight statements that take all they can get, each for a second, while somebody else calls
+without a pause. A statement that computes keeps a core of PostgreSQL's machine busy, here one of two; any process does
+that to its neighbours, so the floor is a process of the lowest priority that counts as long.
+
 **Rows of routes.** Matching alone is a loop in one thread, normalising of the path included. AuthorizeRequest asks
 Users whether the user is active and may. Its calls share one user, so all of them count in the same two counters: "a
 rate and a day" waits for PostgreSQL to commit before each answer, "two rates" asks Redis alone. A change of the table

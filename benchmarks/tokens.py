@@ -111,9 +111,10 @@ def _p50s(on: Stand, tokens: TokensServiceStub, filler: Filler, hot: Sequence[st
 def _introspections(on: Stand, floor: str, hot: Sequence[str], filler: Filler) -> Iterator[Row]:
     of_hot = _requests(hot)
     fresh = filler.known(_COLD * _ROUNDS)
-    on.load(_INTROSPECT, of_hot, 10.0)
     floors, hots, colds = [], [], []
     for round_ in range(_ROUNDS):
+        # Hot again: the cold ones of the round before took their places.
+        on.load(_INTROSPECT, of_hot, 10.0)
         settle()
         floors.append(_echo(floor, of_hot, on))
         settle()

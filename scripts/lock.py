@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = (
-    "--universal --python-version=3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url "
+    "--universal --python-version=3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --quiet "
     "--all-extras --group=dev pyproject.toml --output-file=locks/requirements.txt"
 )
 

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from kronos_db.backup.model import BackupDamagedError, Lsn
 
 NAME = "backup_manifest"
+# How the files of a backup are summed up.
+ALGORITHM = "CRC32C"
 _CHECKSUM = re.compile(rb'"Manifest-Checksum": "([0-9a-f]{64})"\}\s*\Z')
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
-    """A file: its bytes, and its SHA-256 in hexadecimal digits."""
+    """A file: its bytes, and its CRC-32C as PostgreSQL writes it: hexadecimal digits, the last byte first."""
 
     size: int
-    sha256: str
+    checksum: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,16 @@ def parse(data: bytes) -> Manifest:
             int(ranges[-1]["Timeline"]),
             Lsn.parse(ranges[0]["Start-LSN"]),
             Lsn.parse(ranges[-1]["End-LSN"]),
-            {_path(file): ManifestFile(int(file["Size"]), file.get("Checksum", "")) for file in content["Files"]},
+            {_path(file): ManifestFile(int(file["Size"]), _checksum(file)) for file in content["Files"]},
         )
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise BackupDamagedError("The manifest of the base backup cannot be read.") from error
+
+
+def _checksum(file: Mapping[str, str]) -> str:
+    if file["Checksum-Algorithm"] != ALGORITHM:
+        raise ValueError
+    return file["Checksum"]
 
 
 def _path(file: Mapping[str, str]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+import google_crc32c
 
 from kronos_db.backup import catalog, manifest
 from kronos_db.backup.catalog import Catalog
@@ -132,26 +133,26 @@ class Verification:
 
 
 class _Checksums:
-    """Hashes every file of a tar stream."""
+    """Sums up every file of a tar stream."""
 
     def __init__(self) -> None:
         self.files: dict[str, tuple[int, str]] = {}
         self.manifest = bytearray()
         self._member: Member | None = None
-        self._hash = hashlib.sha256()
+        self._sum = 0
 
     def begin(self, member: Member) -> None:
         self._member = member
-        self._hash = hashlib.sha256()
+        self._sum = 0
 
     def data(self, piece: memoryview) -> None:
-        self._hash.update(piece)
+        self._sum = google_crc32c.extend(self._sum, bytes(piece))
         if self._member and self._member.path == manifest.NAME:
             self.manifest += piece
 
     def end(self) -> None:
         if self._member and not self._member.folder:
-            self.files[self._member.path] = (self._member.size, self._hash.hexdigest())
+            self.files[self._member.path] = (self._member.size, self._sum.to_bytes(4, "little").hex())
 
 
 def _differences(member: Backup, found: Manifest, listed: bytes, watch: _Checksums) -> Iterator[str]:
@@ -163,7 +164,7 @@ def _differences(member: Backup, found: Manifest, listed: bytes, watch: _Checksu
     for path, file in found.files.items():
         if path not in watch.files:
             yield f"{path} is missing."
-        elif watch.files[path] != (file.size, file.sha256) and path not in _UNLISTED:
+        elif watch.files[path] != (file.size, file.checksum) and path not in _UNLISTED:
             yield f"{path} does not have the checksum that it was written with."
     for path in watch.files:
         if path not in found.files and path not in _UNLISTED and not path.startswith("pg_wal/"):

@@ -140,7 +140,9 @@ class TestRightAfterAChange:
             assert may(users, ann, wanted)
             assert not may(users, ben, wanted)
 
-        assert read == [ben] * 5
+        assert read.count(ben) == 5
+        # What the log of changes tells of her own grant may void her copy once more.
+        assert read.count(ann) <= 1
 
     def test_an_expiry(self, users: UsersServiceStub, ann: str) -> None:
         wanted = action()

@@ -199,7 +199,7 @@ class IndexMeasurement(_message.Message):
     """Rows of the sample."""
     @_builtins.property
     def time_before(self) -> _duration_pb2.Duration:
-        """Time of the slowest of its statements without the index, the middle one of three."""
+        """Time of the slowest of its statements without the index: the least of five."""
 
     @_builtins.property
     def time_after(self) -> _duration_pb2.Duration:
