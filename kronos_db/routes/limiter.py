@@ -189,7 +189,7 @@ class Limiter:
             return released
         keys = [_NAME + key for key in there]
         try:
-            return released + int(self._ask(lambda redis: sum(_remove(redis, keys, name))))
+            return released + int(self._ask("ZREM", lambda redis: sum(_remove(redis, keys, name))))
         except RedisAwayError:
             raise UnavailableError("Redis holds the places and is away", retry_after=1.0) from None
 
@@ -198,15 +198,15 @@ class Limiter:
         if self._redis is None:
             return
         try:
-            if self._ask(lambda redis: redis.set(f"{_NAME}reset:{once}", "", nx=True, ex=_RESET_REMEMBERED)):
-                self._ask(lambda redis: redis.delete(_NAME + key))
+            if self._ask("SET", lambda redis: redis.set(f"{_NAME}reset:{once}", "", nx=True, ex=_RESET_REMEMBERED)):
+                self._ask("DEL", lambda redis: redis.delete(_NAME + key))
         except RedisAwayError:
             raise UnavailableError("Redis counts the quota and is away", retry_after=1.0) from None
 
-    def _ask(self, work: Any) -> Any:
+    def _ask(self, operation: str, work: Any) -> Any:
         if self._redis is None:
             raise RedisAwayError
-        return self._redis.ask(work)
+        return self._redis.ask(operation, work)
 
     def _decide_together(self, asked: Sequence[_Asked]) -> Mapping[_Asked, Any]:
         """Decide for several calls. What fails is returned and not raised: asking again would consume again."""
@@ -273,7 +273,7 @@ class Limiter:
         demands = [[*_head(keys, work), work.lease, *_items(keys, work)] for work in works]
         args = ["1" if dry else "", int(REMEMBERED * 1000), json.dumps(demands, separators=(",", ":"))]
         try:
-            answer = self._ask(lambda redis: self._consume(keys=keys.names, args=args, client=redis))
+            answer = self._ask("EVALSHA", lambda redis: self._consume(keys=keys.names, args=args, client=redis))
         except RedisAwayError:
             for work in works:
                 work.go_without_redis()
@@ -289,7 +289,7 @@ class Limiter:
         demands = [[_head(keys, work)[0], work.lease, *_taken(keys, work)] for work in works]
         args = [json.dumps(demands, separators=(",", ":"))]
         try:
-            self._ask(lambda redis: self._refund(keys=keys.names, args=args, client=redis))
+            self._ask("EVALSHA", lambda redis: self._refund(keys=keys.names, args=args, client=redis))
         except RedisAwayError:
             return
         for work in works:

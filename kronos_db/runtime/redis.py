@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 import redis
 import structlog
 
+from kronos_db.runtime import tracing
+
 Result = TypeVar("Result")
 
 # Seconds: within which Redis has to answer, and for which it is left alone when it does not, at first and at most.
@@ -56,10 +58,19 @@ class RedisServer:
         """Return a Lua script; called with `keys` and `args` inside of `ask` it runs there."""
         return self._redis.register_script(text)
 
-    def ask(self, work: Callable[[Any], Result]) -> Result:
-        """Return what `work` returns, which gets the client. Raises RedisAwayError; what was asked may be done then."""
+    def ask(self, operation: str, work: Callable[[Any], Result]) -> Result:
+        """Return what `work` returns, which gets the client. Raises RedisAwayError; what was asked may be done then.
+
+        `operation` names it in traces, as Redis names its commands.
+        """
         if self.is_away:
             raise RedisAwayError
+        if tracing.span() is None:
+            return self._asked(work)
+        with tracing.within(f"redis {operation}", {"db.system.name": "redis", "db.operation.name": operation}):
+            return self._asked(work)
+
+    def _asked(self, work: Callable[[Any], Result]) -> Result:
         try:
             result = work(self._redis)
         except redis.RedisError as error:

@@ -293,7 +293,7 @@ class Away:
     def script(self, text: str) -> object:
         return text
 
-    def ask(self, work: Any) -> Any:
+    def ask(self, operation: str, work: Any) -> Any:
         from kronos_db.runtime.redis import RedisAwayError  # noqa: PLC0415  # here alone
 
         raise RedisAwayError

@@ -59,7 +59,7 @@ class Remote:
 
     def get(self, names: Sequence[str]) -> dict[str, Kept]:
         """Return what is kept under `names`, one at least, and is whole; nothing when Redis does not answer."""
-        values = self._try(lambda redis: redis.mget(names)) or ()
+        values = self._try("MGET", lambda redis: redis.mget(names)) or ()
         found = {}
         for name, value in zip(names, values, strict=False):
             kept = None if value is None else self._opened(name, value)
@@ -83,7 +83,7 @@ class Remote:
                 pipeline.set(name, self._closed(name, kept), pxat=kept.until)
             pipeline.execute()
 
-        self._try(write)
+        self._try("SET", write)
 
     def lock(self, name: str, seconds: float) -> str | None:
         """Return a token when nobody else has locked `name`; without Redis nobody is known to have.
@@ -91,12 +91,12 @@ class Remote:
         The lock opens by itself after `seconds`.
         """
         token = uuid4().hex
-        taken = self._try(lambda redis: redis.set(name, token, nx=True, px=int(seconds * 1000)) or False)
+        taken = self._try("SET", lambda redis: redis.set(name, token, nx=True, px=int(seconds * 1000)) or False)
         return None if taken is False else token
 
     def unlock(self, name: str, token: str) -> None:
         """Open a lock if it is still the one of `token`."""
-        self._try(lambda _: self._release(keys=[name], args=[token]))
+        self._try("EVALSHA", lambda _: self._release(keys=[name], args=[token]))
 
     def close(self) -> None:
         """Stop writing; the server is let go of by whoever opened it."""
@@ -115,10 +115,10 @@ class Remote:
                     break
             self.put(gathered)
 
-    def _try(self, call: Callable[[Any], Any]) -> Any:
+    def _try(self, operation: str, call: Callable[[Any], Any]) -> Any:
         """Return what `call` returns, None when Redis is away."""
         try:
-            return self.server.ask(call)
+            return self.server.ask(operation, call)
         except RedisAwayError:
             return None
 

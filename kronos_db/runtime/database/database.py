@@ -12,7 +12,7 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from kronos_db.runtime import deadline
+from kronos_db.runtime import deadline, tracing
 from kronos_db.runtime.database.changes import (
     About,
     Change,
@@ -28,6 +28,7 @@ from kronos_db.runtime.database.failures import Failure, classify, translate, vi
 from kronos_db.runtime.database.idempotency import PRIMARY_KEY, Idempotency, Mutation, Reply, Result
 from kronos_db.runtime.database.pool import Connection, Pool
 from kronos_db.runtime.database.queries import Query
+from kronos_db.runtime.database.traced import begun, recorded, statement
 from kronos_db.runtime.database.transaction import Load, Params, Row, Transaction, set_limit
 from kronos_db.runtime.errors import ConflictError, PositionLostError
 from kronos_db.runtime.workers import about_to_block
@@ -98,17 +99,17 @@ class Database:
 
     def execute(self, query: Query, params: Params) -> int:
         """Run one statement that may be repeated without harm, on its own; return how many rows it touched."""
-        return self._attempt(_confirmed(lambda connection: Transaction(connection, self.limit).execute(query, params)))
+        return self._attempt(_confirmed(lambda connection: begun(connection, self.limit).execute(query, params)))
 
     def run(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
         """Run one writing statement that may be repeated without harm, on its own; return `make(*columns)` of rows."""
         return self._attempt(
-            _confirmed(lambda connection: Transaction(connection, self.limit).fetch_all(query, params, make))
+            _confirmed(lambda connection: begun(connection, self.limit).fetch_all(query, params, make))
         )
 
     def read(self, work: Callable[[Transaction], Result]) -> Result:
         """Run `work`, whose statements stand alone and may be repeated; again when a connection was lost."""
-        return self._attempt(lambda connection: work(Transaction(connection, self.limit)))
+        return self._attempt(lambda connection: work(begun(connection, self.limit)))
 
     def limit(self) -> str | None:
         """Return the statement_timeout that the call's deadline asks for, in ms; None when the role's is shorter.
@@ -130,7 +131,7 @@ class Database:
         back. Before it returns, no copy of what the write changed is answered from anywhere. Raises
         RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError, StatementTimeoutError.
         """
-        written = self._attempt(_confirmed(lambda connection: self._write_once(connection, work, mutation, load)))
+        written = self._attempt(self._whole(lambda connection: self._write_once(connection, work, mutation, load)))
         self._outdate(written)
         reply: Reply = written.reply
         return reply
@@ -147,7 +148,7 @@ class Database:
         finds out which of them had been answered before. Raises what `write` does.
         """
         written = self._attempt(
-            _confirmed(lambda connection: self._write_together_once(connection, work, mutations, load))
+            self._whole(lambda connection: self._write_together_once(connection, work, mutations, load))
         )
         self._outdate(written)
         replies: list[Reply] = written.reply
@@ -158,7 +159,7 @@ class Database:
 
         For what changes nothing of which copies are kept, and has no answer to be kept.
         """
-        return self._attempt(_confirmed(lambda connection: self._transact_once(connection, work)))
+        return self._attempt(self._whole(lambda connection: self._transact_once(connection, work)))
 
     def changes_since(self, position: Position, limit: int, *, whole: bool = True) -> Page:
         """Return at most `limit` changes that became visible after `position`, in commit order.
@@ -219,7 +220,7 @@ class Database:
         mutation: Mutation[Result, Reply],
         load: Load | None,
     ) -> _Written:
-        transaction = Transaction(connection)
+        transaction = begun(connection)
         after = None
         try:
             with _rolled_back_on_error(connection):
@@ -259,7 +260,7 @@ class Database:
         mutations: Sequence[Mutation[Result, Reply]],
         load: Load | None,
     ) -> _Written:
-        transaction = Transaction(connection)
+        transaction = begun(connection)
         with _rolled_back_on_error(connection), self._begun(connection, load):
             results = work(transaction)
             replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
@@ -279,7 +280,7 @@ class Database:
         if load is not None:
             connection.execute("BEGIN", binary=True)
             self._limit_statements(connection)
-            with connection.cursor().copy(load.query.text) as copy:
+            with statement(load.query), connection.cursor().copy(load.query.text) as copy:
                 copy.write(load.data)
         with connection.pipeline():
             if load is None:
@@ -291,7 +292,7 @@ class Database:
         with _rolled_back_on_error(connection), connection.pipeline():
             connection.execute("BEGIN", binary=True)
             self._limit_statements(connection)
-            result = work(Transaction(connection))
+            result = work(begun(connection))
             commit = connection.execute("COMMIT", binary=True)
         if commit.statusmessage != "COMMIT":
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
@@ -325,6 +326,10 @@ class Database:
         if not tags or self.copies is None:
             return None
         return connection.execute(self._log.queries["after_commit"].text, {"holder": self.copies.holder}, binary=True)
+
+    def _whole(self, run: Callable[[Connection], Result]) -> Callable[[Connection], Result]:
+        """Return `run`, which is a whole transaction, so that it is confirmed, and is a span where that is wanted."""
+        return recorded(self.domain, _confirmed(run)) if tracing.span() is not None else _confirmed(run)
 
     def _attempt(self, run: Callable[[Connection], Result]) -> Result:
         about_to_block()
