@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, distribution, requires
 from pathlib import Path
 
@@ -78,3 +78,29 @@ def _name(requirement: str) -> str:
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match
     return match[0]
+
+
+class NodePlace:
+    """A folder with the npm package and what it requires; `tools` is the package's own folder, where tsc is."""
+
+    def __init__(self, folder: Path, tarball: Path, tools: Path, node: str, npm: str) -> None:
+        self.folder = folder
+        self._node = node
+        self._tsc = tools / "node_modules" / "typescript" / "bin" / "tsc"
+        folder.mkdir()
+        (folder / "package.json").write_text('{"private": true, "type": "module"}')
+        ran([npm, "install", "--prefer-offline", "--no-audit", "--no-fund", "--ignore-scripts", str(tarball)], folder)
+
+    def run(self, program: str, *words: str, **settings: str) -> str:
+        """Run JavaScript text that must succeed."""
+        (self.folder / "program.mjs").write_text(program)
+        return ran([self._node, "program.mjs", *words], self.folder, **settings)
+
+    def check(self, samples: Mapping[str, str]) -> list[str]:
+        """Return what tsc finds wrong with TypeScript texts, by the names of their files."""
+        for name, sample in samples.items():
+            (self.folder / name).write_text(sample)
+        options = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "--types", "node"]
+        command = [self._node, str(self._tsc), *options, *samples]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=LIMIT)
+        return [line for line in done.stdout.splitlines() if ": error TS" in line]
