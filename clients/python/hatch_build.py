@@ -39,6 +39,11 @@ class StubsHook(BuildHookInterface[Any]):
             (target / path).write_text(text, encoding="utf-8")
             build_data["force_include"][str(target / path)] = f"{PACKAGE}/{path}"
 
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what the wheel has now."""
+        del version, build_data, artifact_path
+        shutil.rmtree(Path(self.directory) / "stubs", ignore_errors=True)
+
 
 def stubs(generated: Path) -> list[tuple[Path, str]]:
     """Return path in the package and text of all that is generated for Python, and of the retry policy."""

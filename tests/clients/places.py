@@ -23,6 +23,14 @@ def ran(command: list[str], folder: Path, **settings: str) -> str:
     return done.stdout
 
 
+def block_of_the_page(language: str, address: str, token_file: Path) -> str:
+    """Return the program of docs/clients.md in a language, for a server that is there."""
+    page = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    found = re.search(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    assert found
+    return found[1].replace("db.internal:50051", address).replace("/run/secrets/kronos-db", str(token_file))
+
+
 class PythonPlace:
     """A virtual environment with a wheel, and links to the packages that it requires: no server, no network."""
 

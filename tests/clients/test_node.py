@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +16,11 @@ from google.rpc import code_pb2
 from kronos.users.v1 import users_pb2 as pb
 
 from kronos_db import __version__
+from kronos_db.config import DOMAINS
 from tests.clients.conftest import NODE
-from tests.clients.places import ROOT, NodePlace
+from tests.clients.places import ROOT, NodePlace, block_of_the_page
 from tests.clients.scripted import AnsweredError, Scripted, unavailable
+from tests.clients.stories import STORIES, parted
 from tests.parts.serving import Serving
 from tests.runtime.interceptors.certificates import Authority
 
@@ -221,3 +225,43 @@ def test_both_sides_show_certificates(mutual: tuple[Scripted, list[str]], node_p
     assert without in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
     headers: list[Any] = [call.headers["authorization"] for call in server.seen]
     assert headers == ["Bearer with TLS too"]
+
+
+# All in one process, as in Python.
+ALL = """
+for (const domain of process.argv.slice(2)) {
+  console.log('==', domain)
+  await import(`./${domain}.mjs`)
+}
+"""
+
+
+def test_the_program_of_the_page_runs(serving: Serving, node_place: NodePlace, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(serving.tokens["operator"])
+    said = node_place.run(block_of_the_page("js", serving.server.grpc_address, token))
+    assert "ann" in said
+
+
+@pytest.fixture(scope="module")
+def stories(serving: Serving, node_place: NodePlace) -> dict[str, str]:
+    """What each example prints."""
+    for domain in STORIES:
+        shutil.copy(ROOT / "examples" / "node" / f"{domain}.mjs", node_place.folder)
+    settings = {"KRONOS_ADDRESS": serving.server.grpc_address, "KRONOS_TOKEN": serving.tokens["operator"]}
+    return parted(node_place.run(ALL, *STORIES, **settings))
+
+
+@pytest.mark.parametrize("domain", STORIES)
+def test_the_example_tells_its_story(stories: dict[str, str], domain: str) -> None:
+    assert re.fullmatch(STORIES[domain], stories[domain]), stories[domain]
+
+
+def test_the_examples_name_the_package_that_is_built() -> None:
+    wanted = json.loads((ROOT / "examples" / "node" / "package.json").read_text())["dependencies"]
+    assert wanted == {"kronos-db-client": f"file:../../dist/kronos-db-client-{__version__}.tgz"}
+
+
+def test_there_is_an_example_for_each_domain_in_each_language() -> None:
+    for folder, ending in (("python", "py"), ("node", "mjs")):
+        assert {path.stem for path in (ROOT / "examples" / folder).glob(f"*.{ending}")} == set(STORIES) == set(DOMAINS)
