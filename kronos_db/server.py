@@ -7,6 +7,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import grpc
 import structlog
@@ -167,11 +168,10 @@ class Server:
     def stop(self) -> None:
         """Drain: say so first, and go on serving until that was seen; let running calls end; let go of everything."""
         self.readiness.drain()
-        drained = time.monotonic() + self._settings.drain_timeout
+        if self._grpc is not None and self._serving.is_set():
+            time.sleep(self._settings.drain_pause)
+        drained = monotonic() + self._settings.drain_timeout
         if self._grpc is not None:
-            if self._serving.is_set():
-                time.sleep(self._settings.drain_pause)
-                drained += self._settings.drain_pause
             ended = self._grpc.stop(self._settings.drain_timeout)
             # These streams have no end of their own; their callers go on elsewhere.
             self._feeds.close()
@@ -194,7 +194,7 @@ class Server:
             database.pool.close()
         self._ops.stop()
         if self._tracer is not None:
-            self._tracer.stop(max(_LAST_SPANS, drained - time.monotonic()))
+            self._tracer.stop(max(_LAST_SPANS, drained - monotonic()))
 
     def _schemas_are_ready(self, stopped: threading.Event) -> bool:
         """Wait until every schema is there and up to date; return False when `stopped` was set first."""
