@@ -81,7 +81,7 @@ def test_most_statements_of_the_server_are_known_by_name(
 ) -> None:
     # Servers of tests before this one shared the process, and each statement is told of once, to one of them.
     monkeypatch.setattr(ISSUED, "_known", set())
-    dsn = serving.settings.postgres_direct_dsn
+    dsn = serving.settings.postgres_dsn
     assert dsn is not None
     with psycopg.connect(dsn.get_secret_value(), autocommit=True) as connection:
         connection.execute("SELECT public.pg_stat_statements_reset()")
