@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import queue
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import code_pb2
+from kronos.messages.v1 import messages_pb2
+from kronos.messages.v1.messages_pb2_grpc import MessagesServiceStub
 from kronos.users.v1 import users_pb2 as pb
 from kronos.users.v1.users_pb2_grpc import UsersServiceStub
 
@@ -315,13 +318,19 @@ def test_who_stops_to_follow_ends_the_stream(client: Any, server: Scripted, addr
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_a_quiet_stream_lives_with_the_pings_of_both_sides(client: Any, serving: Serving) -> None:
+    """A consumer without messages is told nothing for as long as it waits."""
     with client.connect(serving.server.grpc_address, token=serving.tokens["operator"]) as channel:
-        stream: Any = UsersServiceStub(channel).WatchUsers(pb.WatchUsersRequest())
+        messages = MessagesServiceStub(channel)
+        messages.CreateQueue(messages_pb2.CreateQueueRequest(queue=messages_pb2.Queue(name="quiet")))
+        says: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        says.put(messages_pb2.ConsumeMessagesRequest(queue="quiet", credit_messages=1, credit_bytes=1024))
+        stream: Any = messages.ConsumeMessages(iter(says.get, None))
         over = threading.Event()
         stream.add_callback(over.set)
         # In its long form, more pings than a server takes that was not told of them.
         assert not over.wait(170 if SOAK else 0.1), stream.details()
         stream.cancel()
+        says.put(None)
 
 
 def test_both_sides_show_certificates(client: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import grpc
 import psycopg
 import pytest
 from google.protobuf import struct_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kronos.messages.v1 import messages_pb2, messages_pb2_grpc
 from kronos.users.v1 import users_pb2 as pb
 from kronos.users.v1 import users_pb2_grpc
@@ -136,6 +138,24 @@ def test_what_is_asked_of_redis_is_a_span(traced: Serving, receiver: Receiver) -
     traced.users().ListUsers(pb.ListUsersRequest(page_size=3), timeout=LIMIT, metadata=context(trace_id))
     parts = {span.name: span for span in children(receiver, receiver.root_of(trace_id))}
     assert attributes_of(parts["redis MGET"]) == {"db.system.name": "redis", "db.operation.name": "MGET"}
+
+
+def test_a_call_by_http_is_below_its_callers_too(traced: Serving, receiver: Receiver) -> None:
+    trace_id = new_trace()
+    headers = {**dict(context(trace_id)), "Authorization": f"Bearer {traced.tokens['operator']}"}
+    request = urllib.request.Request(f"http://{traced.server.ops_address}/db/status", headers=headers)
+    with urllib.request.urlopen(request, timeout=LIMIT):
+        root = receiver.root_of(trace_id)
+    assert (root.name, root.parent_span_id.hex()) == ("kronos.admin.v1.AdminService/GetStatus", SPAN)
+
+
+def test_health_checks_are_not_recorded(traced: Serving, receiver: Receiver) -> None:
+    trace_id, after = new_trace(), new_trace()
+    health = health_pb2_grpc.HealthStub(traced.channel_of("operator"))
+    health.Check(health_pb2.HealthCheckRequest(), timeout=LIMIT, metadata=context(trace_id))
+    traced.users().ListUsers(pb.ListUsersRequest(), timeout=LIMIT, metadata=context(after))
+    receiver.root_of(after)
+    assert receiver.of(trace_id) == []
 
 
 def test_a_write_is_a_transaction_with_its_statements(traced: Serving, receiver: Receiver) -> None:
