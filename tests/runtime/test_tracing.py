@@ -316,7 +316,9 @@ def _called_on_all(fleet: Fleet) -> list[str]:
     return traces
 
 
-def test_a_receiver_that_is_away_holds_nobody_up() -> None:
+def test_a_receiver_that_is_away_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    # For so long the SDK would wait for it.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         tracer = OtlpTracer("test", "0", f"http://127.0.0.1:{silent.getsockname()[1]}", None)
         trace = tracer.start("a.B/C", None)
@@ -324,7 +326,7 @@ def test_a_receiver_that_is_away_holds_nobody_up() -> None:
         trace.span.end()
         begun = time.monotonic()
         tracer.stop(0.2)
-        assert time.monotonic() - begun < 9
+        assert time.monotonic() - begun < 25
 
 
 def test_the_share_is_of_traces_that_begin_here(receiver: Receiver) -> None:
