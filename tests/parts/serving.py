@@ -69,7 +69,7 @@ class Serving:
         if self._channel is not None:
             self._channel.close()
         self.server.stop()
-        # A server that starts takes everything there is for what it needs for ever; here it has an end.
+        # A server that starts takes all there is for what it needs for ever; here it has an end.
         gc.unfreeze()
 
     @property
