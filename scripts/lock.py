@@ -1,4 +1,8 @@
-"""Resolves the dependencies into `locks/requirements.txt`: one file with hashes, for Python 3.11 to 3.14."""
+"""Resolves the dependencies into files with hashes below `locks/`, for Python 3.11 to 3.14.
+
+`requirements.txt` is all; `runtime.txt` what the container image holds, the server with its command line and S3;
+`build.txt` what its wheel is built with. The versions are the same.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,29 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = (
-    "--universal --python-version=3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --quiet "
-    "--all-extras --group=dev pyproject.toml --output-file=locks/requirements.txt"
-)
+OPTIONS = "--universal --python-version=3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --quiet"
+ALL = "locks/requirements.txt"
+RUNTIME = "locks/runtime.txt"
+BUILD = "locks/build.txt"
+RUNTIME_EXTRAS = ("cli", "s3")
+
+
+def resolve(*arguments: str) -> int:
+    """Run uv and return its exit code."""
+    uv = [sys.executable, "-m", "uv", "pip", "compile", *OPTIONS.split(), *arguments]
+    return subprocess.run(uv, cwd=ROOT, check=False).returncode
+
+
+def main(options: list[str]) -> int:
+    """Write all locks; `options` go to uv, for the first."""
+    extras = [f"--extra={extra}" for extra in RUNTIME_EXTRAS]
+    # What the first lock says binds the others.
+    return (
+        resolve("pyproject.toml", "--all-extras", "--group=dev", f"--output-file={ALL}", *options)
+        or resolve("pyproject.toml", *extras, f"--constraint={ALL}", f"--output-file={RUNTIME}")
+        or resolve("--group=pyproject.toml:build", f"--constraint={ALL}", f"--output-file={BUILD}")
+    )
+
 
 if __name__ == "__main__":
-    uv = [sys.executable, "-m", "uv", "pip", "compile", *OPTIONS.split(), *sys.argv[1:]]
-    raise SystemExit(subprocess.run(uv, cwd=ROOT, check=False).returncode)
+    raise SystemExit(main(sys.argv[1:]))
