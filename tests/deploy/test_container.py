@@ -31,6 +31,8 @@ from tests.parts.eventually import eventually
 from tests.parts.place import LIGHT, Place, clean_environment
 
 LIMIT = 120.0
+# On a machine that is busy.
+pytestmark = pytest.mark.timeout(600)
 # The packages of the tests' own environment.
 LENT = Path(sysconfig.get_path("purelib"))
 SOAK = os.environ.get("KRONOS_TEST_SOAK") == "1"
