@@ -1,13 +1,14 @@
 """Resolves the dependencies into files with hashes below `locks/`, for Python 3.11 to 3.14.
 
-`requirements.txt` is all; `runtime.txt` what the container image holds, the server with its command line and S3;
-`build.txt` what its wheel is built with. The versions are the same.
+`requirements.txt` is all; `runtime.txt` what the container image holds, the server with all extras but the embedded
+PostgreSQL and Redis; `build.txt` what its wheel is built with. The versions are the same.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,7 +16,7 @@ OPTIONS = "--universal --python-version=3.11 --generate-hashes --no-annotate --n
 ALL = "locks/requirements.txt"
 RUNTIME = "locks/runtime.txt"
 BUILD = "locks/build.txt"
-RUNTIME_EXTRAS = ("cli", "s3")
+NOT_IN_PRODUCTION = {"embedded"}
 
 
 def resolve(*arguments: str) -> int:
@@ -24,9 +25,15 @@ def resolve(*arguments: str) -> int:
     return subprocess.run(uv, cwd=ROOT, check=False).returncode
 
 
+def runtime_extras() -> list[str]:
+    """Return the extras that the image has."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return sorted(project["optional-dependencies"].keys() - NOT_IN_PRODUCTION)
+
+
 def main(options: list[str]) -> int:
     """Write all locks; `options` go to uv, for the first."""
-    extras = [f"--extra={extra}" for extra in RUNTIME_EXTRAS]
+    extras = [f"--extra={extra}" for extra in runtime_extras()]
     # What the first lock says binds the others.
     return (
         resolve("pyproject.toml", "--all-extras", "--group=dev", f"--output-file={ALL}", *options)
