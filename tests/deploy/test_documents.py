@@ -40,7 +40,9 @@ LIMIT = 120.0
 # On a machine that is busy.
 pytestmark = pytest.mark.timeout(600)
 BIN = Path(sys.executable).parent
-OPERATORS = ("docs/deployment.md", "docs/operations.md")
+OPERATORS = ("docs/deployment.md", "docs/operations.md", "docs/runbook.md")
+# What is to be scraped and what to alert on; the pages are complete without, but for the commands of Prometheus.
+RULES = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 
 # Commands that no test can type, by how they begin, with what shows instead that they are right.
 NOT_HERE: Mapping[str, str] = {
@@ -57,8 +59,6 @@ NOT_HERE: Mapping[str, str] = {
     'echo "host replication ': "it wants Debian's PostgreSQL: test_container.py shows the same line of init.sh",
     "systemctl ": "there is no systemd: test_systemd.py has it read the units",
     "kubectl ": "there is no cluster: test_kubernetes.py builds and validates the same folder",
-    "promtool ": "the tests of the rules run it with that file",
-    "prometheus ": "the tests of the rules run it with that file",
 }
 # What tests/admin/test_backup_commands.py takes from the same page, and types.
 HEADINGS = (
@@ -71,6 +71,8 @@ HEADINGS = (
 
 def not_here(command: Command) -> str | None:
     """Return why a command is not typed, None when it is."""
+    if not RULES.exists() and "prom" in command.name and "prometheus" in command.name:
+        return "there are no rules yet"
     if command in typed_elsewhere():
         return "tests/admin/test_backup_commands.py types it"
     return next((why for begin, why in NOT_HERE.items() if command.name.startswith(begin)), None)
@@ -105,8 +107,15 @@ class Operator:
         self.place = place
         self.pgbouncer = pgbouncer
         self.said: dict[str, str] = {}
-        self.grpc, self.ops = free_address(), free_address()
-        for name in ("etc/kronos-db", "etc/pgbouncer", "etc/systemd/system", "var/lib/kronos-db", "tmp"):
+        self.grpc, self.ops, self.prometheus = free_address(), free_address(), free_address()
+        for name in (
+            "etc/kronos-db",
+            "etc/pgbouncer",
+            "etc/prometheus",
+            "etc/systemd/system",
+            "var/lib/kronos-db",
+            "tmp",
+        ):
             (folder / name).mkdir(parents=True)
         with psycopg.connect(place.postgres.dsn_for("postgres"), autocommit=True) as connection:
             connection.execute("DROP DATABASE kronos")
@@ -114,7 +123,7 @@ class Operator:
             **clean_environment(),
             **place.superuser(),
             "PGDATABASE": "postgres",
-            "PATH": f"{place.programs}:{os.environ['PATH']}",
+            "PATH": f"{place.programs}:{ROOT}/.cache/bin:{os.environ['PATH']}",
             "TMPDIR": str(folder / "tmp"),
             # The addresses of the page may be taken on this machine; and it has few cores.
             "KRONOS_DB_GRPC_LISTEN": self.grpc,
@@ -128,13 +137,14 @@ class Operator:
                 "redis://127.0.0.1:6379/0": place.redis_url,
                 "127.0.0.1:50051": self.grpc,
                 "127.0.0.1:9464": self.ops,
+                "127.0.0.1:9090": self.prometheus,
                 "127.0.0.1:5432": place.postgres_address,
                 "127.0.0.1:6432": place.pgbouncer_address,
                 "/opt/kronos-db/bin": str(BIN),
                 " /etc/": f" {folder}/etc/",
                 '"/etc/': f'"{folder}/etc/',
                 "=/etc/": f"={folder}/etc/",
-                "/var/lib/kronos-db": f"{folder}/var/lib/kronos-db",
+                "/var/lib/": f"{folder}/var/lib/",
             },
         )
 
@@ -154,6 +164,9 @@ class Operator:
             return self.shell.run(f"psql --dbname kronos --set ON_ERROR_STOP=1 <<'SQL'\n{command.text};\nSQL")
         if command.name == "kronos-db serve":
             return self.serve()
+        if command.name.startswith("prometheus "):
+            log = self.folder / "prometheus.log"
+            return self.shell.run(f"{command.text} > {log} 2>&1 &")
         if "VerifyAuditLog" in command.name:
             # The page has the end of last time there.
             told = json.loads(self.shell.run("kronos-db call AdminService/VerifyAuditLog '{}'"))
@@ -173,10 +186,13 @@ class Operator:
 def operator(tmp_path_factory: pytest.TempPathFactory, place: Place, pgbouncer_binary: Path) -> Iterator[Operator]:
     if shutil.which("curl") is None:
         lacking("There is no curl on PATH.")
+    if RULES.exists() and shutil.which("prometheus", path=f"{ROOT}/.cache/bin:{os.environ['PATH']}") is None:
+        lacking("There is no prometheus on PATH or in .cache/bin, where .ci/install puts it.")
     at_work = Operator(tmp_path_factory.mktemp("operator"), place, pgbouncer_binary)
     try:
         for page in OPERATORS:
-            at_work.follow(page)
+            if (ROOT / page).exists():
+                at_work.follow(page)
         yield at_work
     finally:
         at_work.shell.close()
@@ -202,7 +218,7 @@ def test_what_is_named_is_there() -> None:
     assert set(typed_elsewhere()) <= set(every)
     for command in every:
         for path in re.findall(r"(?<![\w/])(?:deploy|locks)/[\w./-]+\w", command.name):
-            made = ("deploy/secrets/", "deploy/prometheus/")
+            made = ("deploy/secrets/", "deploy/prometheus")
             assert path.startswith(made) or (ROOT / path).exists(), f"{command.page}: {path}"
 
 
@@ -225,6 +241,28 @@ def last_verified(address: str) -> float:
         text = answer.read().decode()
     found = re.search(r"^kronos_backup_last_verified_timestamp_seconds (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
+
+
+@pytest.mark.skipif(not RULES.exists(), reason="there are no rules yet")
+def test_it_is_scraped_and_has_alerts(operator: Operator) -> None:
+    assert "SUCCESS" in operator.said["promtool check config /etc/prometheus/prometheus.yml"]
+    eventually(lambda: asked(operator.prometheus, 'query?query=up{job="kronos-db"}')["result"], LIMIT)
+    [sample] = asked(operator.prometheus, 'query?query=up{job="kronos-db"}')["result"]
+    assert (sample["metric"]["instance"], sample["value"][1]) == (operator.ops, "1")
+    groups = asked(operator.prometheus, "rules?type=alert")["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert len(rules) > 10
+    assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
+
+
+def asked(address: str, path: str) -> dict[str, Any]:
+    """Ask Prometheus; nothing while it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/api/v1/{path}", timeout=10) as answer:
+            found: dict[str, Any] = json.loads(answer.read())["data"]
+            return found
+    except OSError:
+        return {"result": []}
 
 
 def stored(folder: Path) -> list[Path]:
