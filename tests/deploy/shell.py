@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 LIMIT = 120.0  # seconds
 
 
@@ -41,6 +43,10 @@ class Shell:
         found, said = self._typed(self.ours(command))
         assert found == code, f"{command}\nended with {found}, not {code}:\n{said}"
         return said
+
+    def running(self) -> list[psutil.Process]:
+        """Return what was started in the background and runs."""
+        return psutil.Process(self._process.pid).children(recursive=True)
 
     def _typed(self, command: str) -> tuple[int, str]:
         mark = f"end-{uuid.uuid4().hex}"

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ import typer
 
 from benchmarks.stand import free_address
 from kronos_db import cli
-from kronos_db.config import Settings, load, require_for_serving
+from kronos_db.config import DOMAINS, Settings, load, require_for_serving
 from tests.admin import test_backup_commands
 from tests.conftest import lacking
-from tests.deploy import compose
+from tests.deploy import compose, pools
 from tests.deploy.commands import Command, commands, pages, spans
 from tests.deploy.dockerfile import ROOT
 from tests.deploy.shell import Shell
@@ -267,6 +268,18 @@ def asked(address: str, path: str) -> dict[str, Any]:
 
 def stored(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_connections_are_what_the_arithmetic_of_pools_says(operator: Operator) -> None:
+    """After a day of calls, and with somebody who looks at its state."""
+    operator.shell.run(f"kronos-db status --address {operator.grpc}")
+    [server] = [process for process in operator.shell.running() if "kronos_db" in process.cmdline()]
+    ends = Counter(f"{end.raddr.ip}:{end.raddr.port}" for end in server.net_connections("tcp") if end.raddr)
+    place = operator.place
+    assert len(DOMAINS) <= ends[place.pgbouncer_address] <= pools.clients_of_a_process()
+    # Of backups: who receives WAL, and who looks after them.
+    beside = Settings.model_fields["query_connections"].default + pools.OTHERS
+    assert pools.STRAIGHT <= ends[place.postgres_address] <= pools.STRAIGHT + beside
 
 
 def test_calls_went_through_pgbouncer(operator: Operator) -> None:
