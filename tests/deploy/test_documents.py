@@ -28,7 +28,7 @@ from kronos_db import cli
 from kronos_db.config import DOMAINS, Settings, load, require_for_serving
 from tests.admin import test_backup_commands
 from tests.conftest import lacking
-from tests.deploy import compose, pools
+from tests.deploy import pools
 from tests.deploy.commands import Command, commands, pages, spans
 from tests.deploy.dockerfile import ROOT
 from tests.deploy.shell import Shell
@@ -52,14 +52,14 @@ NOT_HERE: Mapping[str, str] = {
     ".ci/install": "CI runs it before all tests; it installs packages as root",
     "docker build ": "there is no engine: hadolint reads the Dockerfile, test_container.py replays its steps",
     "docker run ": "there is no engine: test_container.py runs secrets.sh in the replayed image",
-    "docker compose ": "there is no engine: test_compose.py has Compose read the file",
+    "docker compose ": "there is no engine: test_compose.py has Compose read the file, test_engines.py the command",
     "export KRONOS_TOKEN=$(cat deploy/secrets/token)": "the container's: test_container.py calls with it",
     "python3 -m venv /opt/": "test_container.py does the same, in its long form with the packages by their hashes",
     "/opt/kronos-db/bin/pip ": "the same",
     "cp deploy/postgresql.conf ": "it wants Debian's PostgreSQL: the one of this test starts with that file",
     'echo "host replication ': "it wants Debian's PostgreSQL: test_container.py shows the same line of init.sh",
     "systemctl ": "there is no systemd: test_systemd.py has it read the units",
-    "kubectl ": "there is no cluster: test_kubernetes.py builds and validates the same folder",
+    "kubectl ": "there is no cluster: test_kubernetes.py validates the same folder, test_engines.py the command",
 }
 # What tests/admin/test_backup_commands.py takes from the same page, and types.
 HEADINGS = (
@@ -396,49 +396,3 @@ def test_settings_of_this_test_are_the_defaults_of_the_pages() -> None:
     """What is replaced in the pages is what a reader would have."""
     for name, address in (("grpc_listen", "127.0.0.1:50051"), ("ops_listen", "127.0.0.1:9464")):
         assert Settings.model_fields[name].default == address
-
-
-# Nobody listens there.
-NO_CLUSTER = """
-apiVersion: v1
-kind: Config
-clusters: [{name: none, cluster: {server: "http://127.0.0.1:1"}}]
-contexts: [{name: none, context: {cluster: none, user: none}}]
-users: [{name: none, user: {}}]
-current-context: none
-"""
-
-
-def without_engine(command: Command, folder: Path) -> str:
-    """Type a command of Docker or Kubernetes where neither is there to answer; return what it complains of."""
-    (folder / "config").write_text(NO_CLUSTER, encoding="utf-8")
-    environment = {
-        **clean_environment(),
-        "DOCKER_HOST": f"unix://{folder}/none.sock",
-        "KUBECONFIG": str(folder / "config"),
-        "KRONOS_UID": "1000",
-        "KRONOS_GID": "1000",
-    }
-    text = command.text.replace("docker compose ", f"{compose.program()} ")
-    for name in re.findall(r"--from-file=(\S+)", text):
-        (folder / name).touch()
-        text = text.replace(f"--from-file={name}", f"--from-file={folder / name}")
-    done = subprocess.run(
-        ["bash", "-c", text], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT
-    )
-    assert done.returncode != 0, f"{command.name} found an engine"
-    return done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    "command",
-    [c for page in pages() for c in commands(page) if re.match(r"(docker|kubectl) ", c.name)],
-    ids=lambda command: command.name[:60],
-)
-def test_what_wants_an_engine_is_well_formed(command: Command, tmp_path: Path) -> None:
-    """Its options are ones and its files are there: what it lacks is the engine alone."""
-    program = command.name.split()[0]
-    if shutil.which(program) is None and not command.name.startswith("docker compose "):
-        pytest.skip(f"There is no {program}.")
-    said = without_engine(command, tmp_path)
-    assert re.search(r"Cannot connect to the Docker daemon|connection to the server .* was refused|refused", said), said
