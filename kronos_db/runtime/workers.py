@@ -344,6 +344,16 @@ class _Worker(threading.Thread):
                     self._fetch_and_resume()
                 else:
                     self._begin(following)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """End what is parked: with the thread gone it would never be freed, nor what it knows."""
+        for call in self._idle:
+            call.throw()
+        self._idle.clear()
+        # greenlet frees the main one with its thread when the collector shows nobody who holds it, and what was frozen
+        # the collector does not show.
+        del self._main
 
     def _following(self) -> Job | None:
         """Return the next call when there is one and it may still join those set aside."""

@@ -318,13 +318,13 @@ class Database:
 
     def _append(self, connection: Connection, changes: Sequence[Change]) -> None:
         if changes:
-            connection.execute(self._log.queries["append"].text, self._log.columns(changes), binary=True)
+            connection.issue(self._log.queries["append"], self._log.columns(changes))
 
     def _look_after_commit(self, connection: Connection, tags: Sequence[str]) -> psycopg.Cursor[Any] | None:
         """Ask for the snapshot, and for other holders of copies, in the round trip of the COMMIT."""
         if not tags or self.copies is None:
             return None
-        return connection.execute(self._log.queries["after_commit"].text, {"holder": self.copies.holder}, binary=True)
+        return connection.issue(self._log.queries["after_commit"], {"holder": self.copies.holder})
 
     def _attempt(self, run: Callable[[Connection], Result]) -> Result:
         about_to_block()
