@@ -39,6 +39,7 @@ from kronos_db.runtime.interceptors.transport import ListenError, Transport, lis
 from kronos_db.runtime.interceptors.validation import Validation
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
+from kronos_db.runtime.ops.fleet import LoneProcess
 from kronos_db.runtime.ops.gateway import Gateway
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
@@ -81,6 +82,8 @@ class Server:
         self._slot = slot
         self._masters = _masters(settings)
         self.registry: CollectorRegistry = new_registry()
+        if slot is None:
+            self.registry.register(LoneProcess())
         # A check may wait for a connection, and is to say so itself.
         self.readiness = Readiness(timeout=settings.pool_timeout + 1.0)
         self._databases = {domain: open_database(settings, domain) for domain in SERVED}

@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, Counter
 from kronos_db.admin.backup_upkeep import Found, Looking
 from kronos_db.runtime.ops.metrics import Reading, gauges
 
+# What a run may be.
+_TASKS = ("create", "verify", "restore", "delete", "retain")
 _Value = Callable[[Found], float | None]
 
 
@@ -68,6 +70,11 @@ def watch_backups(registry: CollectorRegistry, looking: Looking) -> Callable[[st
         ["kind", "outcome"],
         registry=registry,
     )
+
+    for kind in _TASKS:
+        # From zero on: a rise from nothing is none for Prometheus.
+        for outcome in ("OK", "FAILED"):
+            runs.labels(kind, outcome)
 
     def ended(kind: str, done: bool) -> None:
         runs.labels(kind, "OK" if done else "FAILED").inc()

@@ -27,6 +27,7 @@ def watch_pools(registry: CollectorRegistry, pools: Mapping[str, Pooled]) -> Non
 
     for name, key, meaning in (
         ("kronos_db_pool_size", "pool_size", "Connections of the pool."),
+        ("kronos_db_pool_max_size", "pool_max", "Connections that the pool may have."),
         ("kronos_db_pool_available", "pool_available", "Idle connections of the pool."),
         ("kronos_db_pool_requests_waiting", "requests_waiting", "Calls that wait for a connection."),
     ):
