@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter
 
+from kronos_db.admin.backup_runs import Kind
 from kronos_db.admin.backup_upkeep import Found, Looking
 from kronos_db.runtime.ops.metrics import Reading, gauges
 
-# What a run may be.
-_TASKS = ("create", "verify", "restore", "delete", "retain")
 _Value = Callable[[Found], float | None]
 
 
@@ -71,7 +71,7 @@ def watch_backups(registry: CollectorRegistry, looking: Looking) -> Callable[[st
         registry=registry,
     )
 
-    for kind in _TASKS:
+    for kind in get_args(Kind):
         # From zero on: a rise from nothing is none for Prometheus.
         for outcome in ("OK", "FAILED"):
             runs.labels(kind, outcome)
