@@ -22,7 +22,7 @@ from tests.messages import population as messages
 from tests.parts.eventually import eventually
 from tests.routes import population as routes
 from tests.tokens import population as tokens
-from tests.watch.site import Site
+from tests.watch.site import PAUSE, Site
 
 LIMIT = 60.0
 
@@ -31,7 +31,6 @@ class Load:
     """What was made of each domain at first, and a round of calls of it."""
 
     def __init__(self, site: Site) -> None:
-        self._site = site
         channel: Any = site.channel_of("operator")
         self.users = UsersServiceStub(channel)
         self.tokens = TokensServiceStub(channel)
@@ -41,6 +40,8 @@ class Load:
         self.cache: Any = cache.stub(site)  # type: ignore[arg-type] # it asks for a channel alone
         self.admin = AdminServiceStub(channel)
         self.user = self._user()
+        # Of whom nobody has a copy.
+        self.spare = self._user()
         self.queue = messages.create(self.messages)
         self.namespace = cache.new_namespace(self.cache)
         self.quota = routes.create_quota(self.routes, failure_mode=routes_pb2.QUOTA_FAILURE_MODE_REFUSE)
@@ -69,19 +70,13 @@ class Load:
         """Take from a quota."""
         self.routes.ConsumeQuota(routes_pb2.ConsumeQuotaRequest(quota=self.quota.name), timeout=LIMIT)
 
-    def drill(self) -> None:
-        """Try out the backup that the schedule makes at first, when it is there."""
+    def drill(self, site: Site) -> None:
+        """Try out the backup that the schedule makes at first, when it is there and what follows it is done."""
+        over = "SELECT id FROM admin.backup_run WHERE task = 'retain' AND state = 'done'"
+        eventually(lambda: site.run(over), LIMIT, pause=PAUSE)
         request = backups_pb2.VerifyBackupRequest(drill=True, request_id=str(uuid4()))
-        eventually(lambda: self._runs_are_over() and self._backups(), LIMIT)
-        list(self.admin.VerifyBackup(request, timeout=LIMIT))
-
-    def _backups(self) -> bool:
-        listed = self.admin.ListBackups(backups_pb2.ListBackupsRequest(), timeout=LIMIT).backups
-        return any(backup.HasField("stop_time") for backup in listed)
-
-    def _runs_are_over(self) -> bool:
-        # As the schedule has it, what is kept is looked at after the first backup.
-        return not self._site.run("SELECT FROM admin.backup_run WHERE state NOT IN ('done', 'failed')")
+        report = list(self.admin.VerifyBackup(request, timeout=LIMIT))[-1].report
+        assert report.sound, report
 
     def _user(self) -> str:
         name = f"u-{uuid4().hex[:12]}"

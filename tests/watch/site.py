@@ -16,7 +16,9 @@ from tests.parts.prometheus import Prometheus
 from tests.parts.serving import _Bearer
 
 # Seconds that anything may take on a loaded machine.
-LIMIT = 90.0
+LIMIT = 100.0
+# Seconds between two looks at what comes with a scrape or an evaluation.
+PAUSE = 0.3
 
 
 class Site:
@@ -46,7 +48,7 @@ class Site:
         self.fleet.start()
         self.prometheus = Prometheus(self.folder / "prometheus", [self.fleet.settings.ops_listen])
         self.prometheus.start()
-        eventually(self.fleet.is_ready, LIMIT, self.fleet.readyz)
+        eventually(self.fleet.is_ready, LIMIT, self.fleet.readyz, PAUSE)
         self.channel = grpc.insecure_channel(self.fleet.settings.grpc_listen, [("grpc.use_local_subchannel_pool", 1)])
 
     def stop(self) -> None:
@@ -64,7 +66,7 @@ class Site:
         return grpc.intercept_channel(self.channel, _Bearer(self.fleet.tokens[caller]))
 
     def run(self, statement: LiteralString, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Run a statement as superuser."""
+        """Run a statement as superuser; return the rows of one that has columns."""
         with psycopg.connect(self.postgres.dsn, autocommit=True) as connection:
             found = connection.execute(statement, parameters)
             return found.fetchall() if found.description else []
@@ -83,8 +85,10 @@ class Site:
                         assert "error expanding" not in text, (name, text)
             return not left
 
-        eventually(fired, LIMIT, lambda: f"not fired: {sorted(left)}; firing: {sorted(self.prometheus.firing())}")
+        eventually(
+            fired, LIMIT, lambda: f"not fired: {sorted(left)}; firing: {sorted(self.prometheus.firing())}", PAUSE
+        )
 
     def is_silent(self, *names: str) -> None:
         """Return when none of these alerts fires any more."""
-        eventually(lambda: not self.prometheus.firing().keys() & set(names), LIMIT, self.prometheus.firing)
+        eventually(lambda: not self.prometheus.firing().keys() & set(names), LIMIT, self.prometheus.firing, PAUSE)

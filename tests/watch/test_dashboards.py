@@ -1,30 +1,23 @@
-"""The dashboards: made by program, and every query answered by a Prometheus that scraped a loaded fleet."""
+"""The dashboards: made by program, whole, and about metrics that there are; `test_fleet.py` runs their queries."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.parts.eventually import eventually
 from tests.parts.prometheus import ROOT
-from tests.watch.load import Load
-from tests.watch.site import LIMIT, Site
 from tests.watch.test_rules import RECORDED, known_metrics, named_in
 
 GRAFANA = ROOT / "deploy" / "grafana"
 PAGES = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (GRAFANA / "dashboards").glob("*.json")}
 # What Prometheus has of itself.
 OWN = {"up", "ALERTS"}
-# As Grafana works it out for a scrape every three seconds: four of them.
-RATE_INTERVAL = "12s"
 
 
 def targets() -> Iterator[tuple[str, str, str]]:
@@ -82,77 +75,6 @@ def test_provisioning_names_what_is_there() -> None:
     assert [source["type"] for source in sources["datasources"]] == ["prometheus"]
     providers = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "kronos-db.yml").read_text("utf-8"))
     assert [provider["options"]["path"] for provider in providers["providers"]] == ["/var/lib/grafana/dashboards"]
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A site that every service of was called, scraped often enough for rates, with a backup that was tried out."""
-    site = Site(tmp_path_factory.mktemp("site"))
-    try:
-        site.start()
-        load = Load(site)
-        load.drill()
-        seen = "count(kronos:namespace:hit_ratio_rate5m) + count(kronos_db_queue_messages)"
-
-        def shown() -> bool:
-            load.round()
-            return site.prometheus.value(seen) is not None
-
-        eventually(shown, LIMIT, site.prometheus.log)
-        yield site
-    finally:
-        site.stop()
-
-
-def resolved(expression: str, page: dict[str, Any], site: Site) -> str:
-    """Return an expression with its variables put in as Grafana does, of those with many values all."""
-    for variable in page["templating"]["list"]:
-        if variable["type"] == "query":
-            query, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]).groups()  # type: ignore[union-attr] # else it fails
-            values = site.prometheus.label_values(query, label)
-            assert values, f"{variable['name']} has no values"
-            chosen = "(" + "|".join(re.escape(value).replace("\\", "\\\\") for value in values) + ")"
-            expression = expression.replace(f"${variable['name']}", chosen)
-    expression = expression.replace("$__rate_interval", RATE_INTERVAL)
-    assert "$" not in expression
-    return expression
-
-
-def shows(site: Site, expression: str) -> bool:
-    return any(series["value"][1] != "NaN" for series in site.prometheus.query(expression))
-
-
-def test_every_panel_has_data(loaded: Site) -> None:
-    empty: dict[str, str] = {}
-    wanted = [(f"{name}: {panel}", resolved(text, PAGES[name], loaded)) for name, panel, text in targets()]
-    assert len(wanted) > 80
-
-    def all_shown() -> bool:
-        empty.clear()
-        # An error of the query raises.
-        empty.update((panel, expression) for panel, expression in wanted if not shows(loaded, expression))
-        return not empty
-
-    eventually(all_shown, LIMIT, lambda: empty)
-
-
-def test_a_scrape_of_a_fleet_is_what_the_page_of_metrics_says(loaded: Site) -> None:
-    names = {name.partition("{")[0] for name in loaded.fleet.metrics()}
-    assert names <= known_metrics() | OWN, "a metric without a row"
-    # Of a histogram, any series will do; of what nothing has come yet, there is none.
-    there = {name for name in known_metrics() if name not in names}
-    assert there <= NOT_YET
-
-
-# Without a standby nothing is replayed, without overload nothing refused.
-NOT_YET = {"kronos_db_postgres_replication_lag_seconds", "kronos_db_calls_refused_total"}
-
-
-def test_nothing_fires_while_all_is_well(loaded: Site) -> None:
-    assert loaded.prometheus.value('count(up{job="kronos-db"} == 1)') == 1
-    # Machines are shared: what is slow there is no fault.
-    slow = {"KronosLatencyHigh", "KronosStatementSlow"}
-    eventually(lambda: not loaded.prometheus.firing().keys() - slow, LIMIT, loaded.prometheus.firing)
 
 
 def test_the_folder_has_no_other_files() -> None:
