@@ -106,7 +106,8 @@ class Server:
         saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
-        saturation.watch_parts(self.registry, self.readiness.report)
+        # Not those of now: a scrape must not wait for a pool that is exhausted.
+        saturation.watch_parts(self.registry, self.readiness.seen)
         self._parking = Parking()
         self._domains: Domains | None = None
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from prometheus_client import CollectorRegistry
 
 from kronos_db.admin.statements import Cost, Period
 from kronos_db.admin.status_store import Server, ServerLook, Sizes
+from kronos_db.runtime import deadline
 from kronos_db.runtime.database.background import BackgroundWork, Held
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import UnavailableError
 from kronos_db.runtime.ops.metrics import Reading, gauges
 
-# Seconds between two looks.
-_INTERVAL = 15.0
+# Seconds between two looks, and that the sizes of a domain may take.
+_INTERVAL, _PATIENCE = 15.0, 2.0
 # Statements are told by what they took within this time, those that took most.
 _PERIOD = timedelta(hours=1)
 _MOST_STATEMENTS = 30
@@ -48,7 +50,7 @@ _SERVER: tuple[tuple[str, str, Callable[[Server], float | None]], ...] = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Found:
     """What the last look found, by server and by domain."""
 
@@ -84,12 +86,19 @@ class PostgresFigures:
         """Look at everything; of a server that does not answer nothing is told."""
         now = datetime.now(UTC)
         period = Period(now - _PERIOD, now + _PERIOD, limit=_MOST_STATEMENTS)
-        sizes = {domain: self._sizes(domain) for domain in self._domains}
-        self._found = _Found(
-            self._looked_at(),
-            {domain: size for domain, size in sizes.items() if size is not None},
-            _by_query(self._costs(period)),
-        )
+        self._found = replace(self._found, servers=self._looked_at())
+        self._found = replace(self._found, statements=_by_query(self._costs(period)))
+        # The last, since it waits where a table is locked: just then the others are wanted.
+        self._found = replace(self._found, sizes=dict(self._measured()))
+
+    def _measured(self) -> Iterable[tuple[str, Sizes]]:
+        before = deadline.current.get()
+        for domain in self._domains:
+            deadline.current.set(time.monotonic() + _PATIENCE)
+            sizes = self._sizes(domain)
+            if sizes is not None:
+                yield domain, sizes
+        deadline.current.set(before)
 
     def _looked_at(self) -> dict[str, Server]:
         found = {}

@@ -15,7 +15,6 @@ import grpc
 import psycopg
 from kronos.admin.v1 import backups_pb2, statements_pb2
 from kronos.messages.v1 import messages_pb2
-from kronos.routes.v1 import routes_pb2
 from kronos.users.v1 import users_pb2
 from kronos.users.v1.users_pb2_grpc import UsersServiceStub
 
@@ -164,25 +163,26 @@ def killed_processes(site: Site, load: Load) -> Iterator[None]:
 @contextmanager
 def lost_connections(site: Site, load: Load) -> Iterator[None]:
     """Somebody ends the sessions of a domain again and again."""
-    some = users_pb2.ListUsersRequest(page_size=1)
 
     def end() -> None:
         site.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'kronos_users'")
 
-    with again_and_again(end, lambda: load.users.ListUsers(some, timeout=5), pause=0.1):
+    with again_and_again(end, load.round):
         yield
 
 
 @contextmanager
 def a_slow_statement(site: Site, load: Load) -> Iterator[None]:
-    """A query waits for a lock, and is done in the end."""
-    with (
-        psycopg.connect(site.postgres.dsn) as locking,
-        again_and_again(lambda: load.routes.ListRoutes(routes_pb2.ListRoutesRequest(), timeout=LIMIT)),
-    ):
-        locking.execute("LOCK TABLE routes.route IN ACCESS EXCLUSIVE MODE")
-        threading.Event().wait(6)
+    """A query that nothing else runs waits for a lock, and is done in the end."""
+    with psycopg.connect(site.postgres.dsn) as locking:
+        locking.execute("LOCK TABLE users.users IN SHARE MODE")
+        waiting = load.users.SuspendUser.future(users_pb2.SuspendUserRequest(id=load.user), timeout=LIMIT)
+        blocked = (
+            "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND now() - query_start > interval '4 s'"
+        )
+        eventually(lambda: site.run(blocked), LIMIT, pause=PAUSE)
         locking.rollback()
+        waiting.result()
     load.admin.ListSlowQueries(statements_pb2.ListSlowQueriesRequest(page_size=1), timeout=LIMIT)
     yield
 

@@ -85,9 +85,7 @@ class Site:
                         assert "error expanding" not in text, (name, text)
             return not left
 
-        eventually(
-            fired, LIMIT, lambda: f"not fired: {sorted(left)}; firing: {sorted(self.prometheus.firing())}", PAUSE
-        )
+        eventually(fired, LIMIT, lambda: ("not fired", left, "firing", self.prometheus.firing().keys()), PAUSE)
 
     def is_silent(self, *names: str) -> None:
         """Return when none of these alerts fires any more."""
