@@ -175,7 +175,8 @@ def lost_connections(site: Site, load: Load) -> Iterator[None]:
 def a_slow_statement(site: Site, load: Load) -> Iterator[None]:
     """A query that nothing else runs waits for a lock, and is done in the end."""
     with psycopg.connect(site.postgres.dsn) as locking:
-        locking.execute("LOCK TABLE users.users IN SHARE MODE")
+        # A row: tables are locked while a statement is planned, and that is not counted.
+        locking.execute("SELECT id FROM users.users WHERE id = %s FOR UPDATE", (load.user,))
         waiting = load.users.SuspendUser.future(users_pb2.SuspendUserRequest(id=load.user), timeout=LIMIT)
         blocked = (
             "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND now() - query_start > interval '4 s'"
