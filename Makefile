@@ -61,11 +61,13 @@ check: $(STAMP) verify ## Lint, types, walls, contract, references: all that nee
 	$(BIN)/python scripts/contract.py lint
 	$(BIN)/python scripts/contract.py breaking --base $(BASE)
 	$(BIN)/python scripts/reference.py check
+	$(BIN)/python scripts/dashboards.py check
 
 .PHONY: generate
 generate: $(STAMP) ## Generate stubs and reference pages from contract and code
 	$(BIN)/python scripts/contract.py generate
 	$(BIN)/python scripts/reference.py write
+	$(BIN)/python scripts/dashboards.py write
 
 .PHONY: verify
 verify: $(STAMP) ## Check that generated/ is what the contract gives

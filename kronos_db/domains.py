@@ -20,6 +20,7 @@ from kronos_db.admin.audit import HashChain
 from kronos_db.admin.audit_store import AuditStore
 from kronos_db.admin.backup_domain import Backups
 from kronos_db.admin.endpoints import ENDPOINTS as ADMIN_ENDPOINTS
+from kronos_db.admin.figures import PostgresFigures
 from kronos_db.admin.model import ERRORS as ADMIN_ERRORS
 from kronos_db.admin.operations import Operations
 from kronos_db.admin.query_model import QueryLimits
@@ -27,7 +28,7 @@ from kronos_db.admin.query_store import QueryStore
 from kronos_db.admin.querying import Querying
 from kronos_db.admin.recording import Recording
 from kronos_db.admin.service import AdminService
-from kronos_db.admin.status import NoBackups, Ways
+from kronos_db.admin.status import NoBackups, Ways, server_looks
 from kronos_db.admin.status import Parts as StatusParts
 from kronos_db.admin.status_store import DomainLooks
 from kronos_db.backup_setup import open_engine
@@ -56,6 +57,7 @@ from kronos_db.logs.upkeep import upkeep as logs_upkeep
 from kronos_db.messages.backlog import Backlogs
 from kronos_db.messages.consuming import Consumers
 from kronos_db.messages.enqueuing import Enqueuing
+from kronos_db.messages.figures import QueueFigures
 from kronos_db.messages.inspection import Inspection
 from kronos_db.messages.keeper import Keeper
 from kronos_db.messages.low_water import LowWater
@@ -293,7 +295,9 @@ class Domains:
         consumers = Consumers(store, waiting, partial(process.workers.post, Lane(database.domain, "write")))
         self._stopping += [waiting.close, consumers.close]
         queues = QueuesStore(database, store.queries)
-        self._background += Keeper(store, queues).works()
+        figures = QueueFigures(store, queues)
+        figures.watch(process.registry)
+        self._background += [*Keeper(store, queues).works(), figures.work]
         return MessagesService(
             queues,
             store,
@@ -350,9 +354,12 @@ class Domains:
         self._starting.append(recording.start)
         self._stopping.append(recording.stop)
         backups = self._new_backups(parts, databases)
+        looks = DomainLooks(
+            self._databases, {domain: known_migrations(domain) for domain in self._databases}, parts.cache
+        )
         status = StatusParts(
             self._ways,
-            DomainLooks(self._databases, {domain: known_migrations(domain) for domain in self._databases}, parts.cache),
+            looks,
             self._process.redis,
             (self._process.vitals.slots, self._process.vitals.ask),
             NoBackups() if backups.seen is None else backups.seen,
@@ -360,6 +367,10 @@ class Domains:
         self._starting.append(status.start)
         self._stopping.append(status.stop)
         operations = self._new_operations(parts.database)
+        costs = operations.statements[1].costs
+        figures = PostgresFigures(parts.database, looks.domains, server_looks(self._ways), looks.sizes, costs)
+        figures.watch(self._process.registry)
+        self._background.append(figures.work)
         return AdminService(
             parts.page_tokens,
             status=status,

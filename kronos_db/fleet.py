@@ -158,7 +158,7 @@ class Fleet:
             raise FleetStartError(f"KRONOS_DB_GRPC_LISTEN: {error}") from error
         self.grpc_address = self._port.address
         self._supervisor = supervisor = self._supervised()
-        self._registry.register(FleetMetrics(self._serving_processes))
+        self._registry.register(FleetMetrics(self._serving_processes, self._count))
         for slot in supervisor.slots:
             self._readiness.add(f"process {slot.index}", partial(_shortfall, slot), spare=True)
         try:

@@ -41,6 +41,7 @@ from kronos_db.runtime.interceptors.transport import ListenError, Transport, lis
 from kronos_db.runtime.interceptors.validation import Validation
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
+from kronos_db.runtime.ops.fleet import LoneProcess
 from kronos_db.runtime.ops.gateway import Gateway
 from kronos_db.runtime.ops.health import Health
 from kronos_db.runtime.ops.http import OpsAddressError, OpsServer, standard_routes
@@ -87,6 +88,8 @@ class Server:
         self._masters = _masters(settings)
         self._tracer = _tracer(settings)
         self.registry: CollectorRegistry = new_registry()
+        if slot is None:
+            self.registry.register(LoneProcess())
         # A check may wait for a connection, and is to say so itself.
         self.readiness = Readiness(timeout=settings.pool_timeout + 1.0)
         self._databases = {domain: open_database(settings, domain) for domain in SERVED}
@@ -109,7 +112,8 @@ class Server:
         saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
-        saturation.watch_parts(self.registry, self.readiness.report)
+        # Not those of now: a scrape must not wait for a pool that is exhausted.
+        saturation.watch_parts(self.registry, self.readiness.seen)
         self._parking = Parking()
         self._domains: Domains | None = None
         self._health = Health(self.readiness, {service: ["grpc", domain] for domain, service in SERVICES.items()})

@@ -18,9 +18,11 @@ from prometheus_client import CollectorRegistry
 
 from kronos_db import cli, config, server
 from kronos_db.admin.backup_metrics import watch_backups
+from kronos_db.admin.figures import PostgresFigures
 from kronos_db.admin.recording import Recording
 from kronos_db.cache.counting import Counts
 from kronos_db.logs.metrics import watch_records
+from kronos_db.messages.figures import QueueFigures
 from kronos_db.routes.counters import Counters
 from kronos_db.routes.limiter import Limiter
 from kronos_db.routes.metrics import watch_routes
@@ -35,7 +37,9 @@ from kronos_db.runtime.errors import ERROR_DOMAIN, UNKNOWN
 from kronos_db.runtime.ops import saturation
 from kronos_db.runtime.ops.background import watch_background, watch_lag
 from kronos_db.runtime.ops.copies import watch_cache, watch_redis
+from kronos_db.runtime.ops.fleet import LoneProcess
 from kronos_db.runtime.ops.metrics import RpcMetrics, new_registry
+from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,14 +99,16 @@ is larger than four times `KRONOS_DB_MAX_MESSAGE_BYTES`, `UNAVAILABLE` while the
 def metrics_page() -> str:
     """Return the page of every metric."""
     registry = new_registry()
-    example = RpcMetrics(registry).for_method("unary", "example", "Example")
-    example.handled("OK", 0.0)
+    registry.register(LoneProcess())
+    rpc = RpcMetrics(registry)
+    rpc.for_method("unary", "example", "Example").handled("OK", 0.0)
+    rpc.refused("example", "limit")
     saturation.watch_pools(registry, {"example": SimpleNamespace(stats=dict)})
-    saturation.watch_calls(registry, lambda: {"example": 0}, dict)
+    saturation.watch_calls(registry, lambda: {"example": 0}, lambda: {Lane("example", "call"): 0})
     saturation.watch_streams(registry, lambda: {"example": 0}, int)
     saturation.watch_parts(registry, lambda: {"example": "ok"})
     work = SimpleNamespace(
-        domain="example", name="example", success_time=0.0, holds=True, on_end=lambda _listener: None
+        domain="example", name="example", interval=0.0, success_time=0.0, holds=True, on_end=lambda _listener: None
     )
     watch_background(registry, [work], OUTCOMES)
     watch_lag(registry, {("example", "example"): lambda: 0.0})
@@ -117,7 +123,9 @@ def metrics_page() -> str:
     counts = Counts(SimpleNamespace())
     counts.of("example")
     counts.watch(registry)
-    watch_backups(registry, SimpleNamespace(found=None, work=SimpleNamespace(holds=False)))
+    watch_backups(registry, SimpleNamespace(found=None, work=SimpleNamespace(holds=False)))("create", True)
+    QueueFigures(SimpleNamespace(database=database), SimpleNamespace()).watch(registry)
+    PostgresFigures(database, (), {}, lambda _domain: None, lambda _period: ()).watch(registry)
     Recording(lambda _events: None).watch(registry)
     # Those of the interpreter and the process stand after the server's own.
     families = sorted(_families(registry), key=lambda row: (row[0].startswith(("`process_", "`python_")), row[0]))
@@ -134,7 +142,9 @@ and `part` names of the server's own. A series of every method exists from the s
 
 def _families(registry: CollectorRegistry) -> Iterator[tuple[str, str, str, str]]:
     for family in registry.collect():
-        labels = {name: None for sample in family.samples for name in sample.labels}
+        # Those of a family that has no series here, and those of one that does not know them.
+        named = [*getattr(family, "_labelnames", ()), *(name for sample in family.samples for name in sample.labels)]
+        labels = dict.fromkeys(named)
         shown = ", ".join(f"`{name}`" for name in labels if name not in _LABELS_OF_FORMATS)
         name = f"{family.name}_total" if family.type == "counter" else family.name
         yield f"`{name}`", family.type, shown, one_line(family.documentation)

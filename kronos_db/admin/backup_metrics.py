@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter
 
+from kronos_db.admin.backup_runs import Kind
 from kronos_db.admin.backup_upkeep import Found, Looking
 from kronos_db.runtime.ops.metrics import Reading, gauges
 
@@ -68,6 +70,11 @@ def watch_backups(registry: CollectorRegistry, looking: Looking) -> Callable[[st
         ["kind", "outcome"],
         registry=registry,
     )
+
+    for kind in get_args(Kind):
+        # From zero on: a rise from nothing is none for Prometheus.
+        for outcome in ("OK", "FAILED"):
+            runs.labels(kind, outcome)
 
     def ended(kind: str, done: bool) -> None:
         runs.labels(kind, "OK" if done else "FAILED").inc()

@@ -127,17 +127,27 @@ class Parts:
 _BADNESS = (State.OK, State.UNKNOWN, State.DEGRADED, State.DOWN)
 
 
+def server_looks(ways: Mapping[str, Ways]) -> dict[str, ServerLook]:
+    """Return who looks at each PostgreSQL, by its address."""
+    return {address: ServerLook(dsn) for address, (dsn, _domains) in _straight(ways).items()}
+
+
 def _servers(ways: Mapping[str, Ways]) -> dict[str, ServerParts]:
+    made = {}
+    for address, (dsn, domains) in _straight(ways).items():
+        look = ServerLook(dsn)
+        made[address] = ServerParts(Watched(f"postgres {address}", look.look, look.close), domains)
+    return made
+
+
+def _straight(ways: Mapping[str, Ways]) -> dict[str, tuple[str, list[str]]]:
+    """Return a DSN of each PostgreSQL and the domains in it, by its address."""
     found: dict[str, tuple[str, list[str]]] = {}
     for domain, way in ways.items():
         dsn, domains = found.get(address_of(way.straight), (way.straight, []))
         # The role of administration may see most.
         found[address_of(way.straight)] = (way.straight if domain == "admin" else dsn, [*domains, domain])
-    made = {}
-    for address, (dsn, domains) in found.items():
-        look = ServerLook(dsn)
-        made[address] = ServerParts(Watched(f"postgres {address}", look.look, look.close), domains)
-    return made
+    return found
 
 
 def _poolers(ways: Mapping[str, Ways]) -> dict[str, PoolerParts]:

@@ -1,12 +1,15 @@
 -- The SQL of looks at PostgreSQL. `{schema}` is that of the domain that is looked at.
 
 -- name: server
--- The whole server, and the database. What the role may not see is missing.
+-- The whole server, and the database. What the role may not see is missing. Who receives WAL and replays none, as an
+-- archive does, is not behind.
 SELECT
     current_setting('server_version'),
     pg_is_in_recovery(),
     CASE
-        WHEN NOT pg_is_in_recovery() THEN (SELECT extract(epoch FROM max(replay_lag)) FROM pg_stat_replication)
+        WHEN NOT pg_is_in_recovery() THEN (
+            SELECT extract(epoch FROM max(replay_lag)) FROM pg_stat_replication WHERE replay_lsn IS NOT NULL
+        )
         WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
         ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())
     END::float8,

@@ -80,6 +80,11 @@ class DomainLooks:
         rules = Rules("sizes of domains", lifetime=_SIZES_LIFETIME, remote=True, exclusive=True)
         self._sizes = cache.kind(rules, self._load_sizes)
 
+    @property
+    def domains(self) -> Sequence[str]:
+        """The domains that there are."""
+        return tuple(self._databases)
+
     def look(self, domain: str) -> Domain:
         """Return how a domain is. Raises DegradedError while migrations are pending, and what `Database.read` does."""
         queries = self._queries[domain]
@@ -94,12 +99,13 @@ class DomainLooks:
         except (DeadlineTooShortError, StatementTimeoutError) as error:
             raise UnavailableError("PostgreSQL does not answer in time") from error
         pending = len(set(self._known[domain]) - set(applied))
-        found = Domain(applied, pending, works, self._sizes_of(domain))
+        found = Domain(applied, pending, works, self.sizes(domain))
         if pending:
             raise DegradedError(f"{pending} migrations are pending", found)
         return found
 
-    def _sizes_of(self, domain: str) -> Sizes | None:
+    def sizes(self, domain: str) -> Sizes | None:
+        """Return how large a domain is, as it was up to ten seconds ago; None when that cannot be told."""
         try:
             kept = self._sizes.get(domain)
         except KronosError:

@@ -698,6 +698,32 @@ SELECT counts.ready::bigint, counts.delayed::bigint, counts.leased::bigint, coun
 FROM counts JOIN messages.total AS total USING (bin)
 WHERE counts.bin = %(bin)s::uuid;
 
+-- name: figures
+-- Counts, rates and the age in seconds of the oldest ready message, of every queue by name. `bins` has those of messages
+-- and of dead letters; `places`, `ranks` and `lows` say below which place nothing is ready, by bin and rank.
+WITH counts AS MATERIALIZED ({backlog}),
+oldest AS MATERIALIZED (
+    SELECT band.bin, min(first.enqueue_time) AS enqueue_time
+    FROM unnest(%(places)s::uuid[], %(ranks)s::smallint[], %(lows)s::bigint[]) AS band (bin, rank, low)
+    CROSS JOIN LATERAL (
+        SELECT enqueue_time
+        FROM messages.message
+        WHERE bin = band.bin AND state = 0 AND rank = band.rank AND position >= band.low
+        ORDER BY position
+        LIMIT 1
+    ) AS first
+    GROUP BY band.bin
+)
+SELECT queue.name, counts.ready::bigint, counts.delayed::bigint, counts.leased::bigint, counts.blocked::bigint,
+    buried.dead::bigint, extract(epoch FROM clock_timestamp() - oldest.enqueue_time)::float8, total.enqueue_rate,
+    total.lease_rate, total.ack_rate
+FROM messages.queue AS queue
+JOIN counts ON counts.bin = queue.bin
+JOIN counts AS buried ON buried.bin = queue.dead_bin
+JOIN messages.total AS total ON total.bin = queue.bin
+LEFT JOIN oldest ON oldest.bin = queue.bin
+ORDER BY queue.name;
+
 -- name: fold
 -- Adds up the tallies of transactions that are over.
 WITH horizon AS MATERIALIZED (

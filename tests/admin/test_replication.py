@@ -13,6 +13,7 @@ import pytest
 
 from kronos_db.admin.status_store import Server, ServerLook
 from kronos_db.embedded.postgres import EmbeddedPostgres
+from tests.parts.backups import Protected
 from tests.parts.eventually import eventually
 
 _REPLICATING = {"fsync": "off", "wal_level": "replica", "wal_receiver_status_interval": "1"}
@@ -63,3 +64,24 @@ def lag_is_told(pair: tuple[EmbeddedPostgres, EmbeddedPostgres], looks: list[Ser
         eventually(lambda: all((each.replication_lag or 0) > 0.3 for each in both()), 20, lambda: str(both()))
         replay.execute("SELECT pg_wal_replay_resume()")
         eventually(lambda: both()[1].replication_lag == 0, 10)
+
+
+def test_an_archive_that_replays_nothing_is_not_behind(tmp_path: Path) -> None:
+    protected = Protected(tmp_path)
+    protected.start()
+    look = ServerLook(protected.postgres.dsn)
+    try:
+        protected.run("CREATE TABLE written (number integer)")
+        protected.receive()
+
+        def has_lag() -> object:
+            protected.run("INSERT INTO written VALUES (1)")
+            return protected.one("SELECT replay_lag IS NOT NULL FROM pg_stat_replication")
+
+        # PostgreSQL says so of whoever receives and does not replay: it grows for ever.
+        eventually(has_lag, 30)
+        found = look.look()
+        assert (found.standbys, found.replication_lag) == (1, None)
+    finally:
+        look.close()
+        protected.stop()

@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from kronos_db.runtime import deadline
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.pool import Connection, Pool, PoolLimits
 from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError, UnavailableError
+from kronos_db.runtime.ops.saturation import watch_pools
 from kronos_db.schemas import _access
 from tests.faults.conftest import COUNT, World, effect, wait_until
 from tests.faults.wire import Wire
@@ -112,6 +114,10 @@ def test_connections_that_died_in_the_pool_cost_no_attempt(world: World, users: 
     with capture_logs() as logs:
         assert users.write(effect(), mutation()) == "a"
     assert logs == [], "no attempt failed"
+    registry = CollectorRegistry()
+    watch_pools(registry, {"users": users.pool})
+    lost = registry.get_sample_value("kronos_db_pool_connections_lost_total", {"domain": "users"})
+    assert lost, "and yet they are counted"
 
 
 def test_a_bug_in_a_write_leaves_the_connection_as_it_was(world: World, users: Database) -> None:

@@ -63,7 +63,7 @@ class BackgroundWork:
         self.name = name
         # When the work was last done in the fleet, as Unix time; None until that is known.
         self.success_time: float | None = None
-        self._interval = interval
+        self.interval = interval
         self._work = work
         self._lease = Lease(database, name, lease_seconds)
         self._listeners: list[Callable[[Outcome], None]] = []
@@ -132,7 +132,7 @@ class BackgroundWork:
                 self._due.set()
 
     def _is_due(self, look: Look) -> bool:
-        return look.since_success is None or look.since_success >= self._interval
+        return look.since_success is None or look.since_success >= self.interval
 
     def _follow(self) -> None:
         while not self._stopping.is_set():
@@ -151,6 +151,6 @@ class BackgroundWork:
             outcome = "OK" if held() and self._lease.done(fence) else "LOST"
         except Exception:
             log.exception("background work failed", work=self.name, domain=self.domain)
-        self._not_before = time.monotonic() + (self._interval if outcome == "OK" else min(self._interval, _RETRY))
+        self._not_before = time.monotonic() + (self.interval if outcome == "OK" else min(self.interval, _RETRY))
         for listener in self._listeners:
             listener(outcome)

@@ -15,6 +15,8 @@ class Work(Protocol):
 
     domain: str
     name: str
+    # Seconds between two runs.
+    interval: float
     # Unix time; None while it is not known.
     success_time: float | None
 
@@ -44,6 +46,13 @@ def watch_background(registry: CollectorRegistry, works: Sequence[Work], outcome
         "Whether this process holds the lease of the work (1) or not (0): 1 in the whole fleet.",
         labels,
         lambda: [((work.domain, work.name), float(work.holds)) for work in works],
+    )
+    gauges(
+        registry,
+        "kronos_db_background_interval_seconds",
+        "Seconds from one run of the work to the next.",
+        labels,
+        lambda: [((work.domain, work.name), work.interval) for work in works],
     )
     gauges(
         registry,

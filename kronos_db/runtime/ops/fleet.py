@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import prometheus_client.values
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -41,7 +41,13 @@ _OWN = ("process_", "python_")
 _GROWING = frozenset({"counter", "histogram", "summary"})
 # Gauges of which the smallest is meant, or the greatest: that of all others is the sum.
 _LEAST = frozenset({"kronos_db_part_ready"})
-_GREATEST = frozenset({"kronos_db_build_info", "kronos_db_background_last_success_timestamp_seconds"})
+_GREATEST = frozenset(
+    {
+        "kronos_db_build_info",
+        "kronos_db_background_interval_seconds",
+        "kronos_db_background_last_success_timestamp_seconds",
+    }
+)
 
 # A series: its name and its labels.
 _Series = tuple[str, tuple[tuple[str, str], ...]]
@@ -90,12 +96,14 @@ class _Grown:
 class FleetMetrics(Collector):
     """Asks every process for its metrics and adds them up.
 
-    `processes()` gives slot and ops address of those that serve now. What only grows is remembered for each slot, so
-    that the sum does not go back while a process is gone or before it has counted again.
+    `processes()` gives slot and ops address of those that serve now; with `wanted`, how many there should be, it tells
+    that too. What only grows is remembered for each slot, so that the sum does not go back while a process is gone or
+    before it has counted again.
     """
 
-    def __init__(self, processes: Callable[[], Mapping[int, str]]) -> None:
+    def __init__(self, processes: Callable[[], Mapping[int, str]], wanted: int | None = None) -> None:
         self._processes = processes
+        self._wanted = wanted
         # An older answer must not come after a newer one.
         self._lock = threading.Lock()
         self._grown: dict[tuple[int, str], tuple[_Family, _Grown]] = {}
@@ -103,14 +111,19 @@ class FleetMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Return the metrics of the fleet."""
         with self._lock:
-            sums = self._summed()
+            sums, answering = self._summed()
+        if self._wanted is not None:
+            yield from counted_processes(self._wanted, answering)
         for name, family in sorted(sums.items()):
             yield _metric(name, family)
 
-    def _summed(self) -> dict[str, _Family]:
+    def _summed(self) -> tuple[dict[str, _Family], int]:
         sums: dict[str, _Family] = {}
+        answering = 0
         for slot, address in sorted(self._processes().items()):
-            for name, answered in _ask(address).items():
+            answers = _ask(address)
+            answering += bool(answers)
+            for name, answered in answers.items():
                 family = _labelled(answered, slot) if name.startswith(_OWN) else answered
                 if family.kind in _GROWING:
                     self._grown.setdefault((slot, name), (family, _Grown()))[1].add(family.values)
@@ -118,7 +131,23 @@ class FleetMetrics(Collector):
                     _add(sums, name, family, min if name in _LEAST else max if name in _GREATEST else sum_of)
         for (_slot, name), (family, grown) in self._grown.items():
             _add(sums, name, _Family(family.kind, family.meaning, grown.total()), sum_of)
-        return sums
+        return sums, answering
+
+
+def counted_processes(wanted: int, answering: int) -> Iterator[Metric]:
+    """Yield how many serving processes there should be, and how many answered."""
+    yield GaugeMetricFamily("kronos_db_processes_wanted", "Serving processes that there should be.", value=wanted)
+    yield GaugeMetricFamily(
+        "kronos_db_processes_answering", "Serving processes that answered this scrape.", value=answering
+    )
+
+
+class LoneProcess(Collector):
+    """Tells of a process that serves without a supervisor what a supervisor tells of its processes."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Return that it is one of one."""
+        return counted_processes(1, 1)
 
 
 class Forwarding:

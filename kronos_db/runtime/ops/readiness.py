@@ -14,6 +14,8 @@ import structlog
 Check = Callable[[], str | None]
 
 OK = "ok"
+# Seconds that are waited for checks where the answer must come at once.
+_SOON = 0.2
 # The part that stands for the process itself.
 SERVER = "server"
 
@@ -80,6 +82,19 @@ class Readiness:
                 report[part] = f"no answer within {self._timeout:g} s"
         return report
 
+    def seen(self) -> dict[str, str]:
+        """Return the same at once: of a check that is not done soon, what it said last, unless it takes too long."""
+        report = {SERVER: "draining: takes no new work" if self.draining else OK}
+        give_up = time.monotonic() + _SOON
+        for part, probe in self._probes.items():
+            run = probe.run()
+            try:
+                report[part] = run.result(max(0.0, give_up - time.monotonic())) or OK
+            except TimeoutError:
+                hangs = probe.running_for > self._timeout
+                report[part] = f"no answer within {self._timeout:g} s" if hangs else probe.said or OK
+        return report
+
     def state_of(self, report: Mapping[str, str]) -> State:
         """Return what a report comes to."""
         missing = {part for part, state in report.items() if state != OK}
@@ -96,12 +111,21 @@ class _Probe:
         self._check = check
         self._lock = threading.Lock()
         self._running: Future[str | None] | None = None
+        self._begun = 0.0
+        # What it said last.
+        self.said: str | None = "not checked yet"
+
+    @property
+    def running_for(self) -> float:
+        """Seconds since the run that is under way began, or the last one did."""
+        return time.monotonic() - self._begun
 
     def run(self) -> Future[str | None]:
         """Start the check, or join the run that is under way."""
         with self._lock:
             if self._running is None or self._running.done():
                 self._running = Future()
+                self._begun = time.monotonic()
                 # Not an executor: the interpreter would wait for a hung check when it exits.
                 thread = threading.Thread(target=self._work, args=(self._running,), name=f"ready-{self._part}")
                 thread.daemon = True
@@ -110,7 +134,8 @@ class _Probe:
 
     def _work(self, run: Future[str | None]) -> None:
         try:
-            run.set_result(self._check())
+            self.said = self._check()
         except Exception as error:
             log.warning("readiness check failed", part=self._part, exc_info=True)
-            run.set_result(f"the check failed: {type(error).__name__}")
+            self.said = f"the check failed: {type(error).__name__}"
+        run.set_result(self.said)

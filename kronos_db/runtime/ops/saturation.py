@@ -22,21 +22,28 @@ class Pooled(Protocol):
 def watch_pools(registry: CollectorRegistry, pools: Mapping[str, Pooled]) -> None:
     """Register the metrics of every domain's pool."""
 
-    def read(key: str) -> Callable[[], list[tuple[tuple[str], float]]]:
-        return lambda: [((domain,), pool.stats().get(key, 0)) for domain, pool in pools.items()]
+    def read(*keys: str) -> Callable[[], list[tuple[tuple[str], float]]]:
+        def reading(pool: Pooled) -> float:
+            stats = pool.stats()
+            return sum(stats.get(key, 0) for key in keys)
+
+        return lambda: [((domain,), reading(pool)) for domain, pool in pools.items()]
 
     for name, key, meaning in (
         ("kronos_db_pool_size", "pool_size", "Connections of the pool."),
+        ("kronos_db_pool_max_size", "pool_max", "Connections that the pool may have."),
         ("kronos_db_pool_available", "pool_available", "Idle connections of the pool."),
         ("kronos_db_pool_requests_waiting", "requests_waiting", "Calls that wait for a connection."),
     ):
         gauges(registry, name, meaning, ["domain"], read(key))
-    for name, key, meaning in (
-        ("kronos_db_pool_requests_total", "requests_num", "Connections asked for."),
-        ("kronos_db_pool_requests_errors_total", "requests_errors", "Connections asked for and not had in time."),
-        ("kronos_db_pool_connections_lost_total", "connections_lost", "Connections found broken."),
+    # Of those found broken, what the pool found by itself, and what came back to it so.
+    lost = ("connections_lost", "returns_bad")
+    for name, keys, meaning in (
+        ("kronos_db_pool_requests_total", ("requests_num",), "Connections asked for."),
+        ("kronos_db_pool_requests_errors_total", ("requests_errors",), "Connections asked for and not had in time."),
+        ("kronos_db_pool_connections_lost_total", lost, "Connections found broken."),
     ):
-        counters(registry, name, meaning, ["domain"], read(key))
+        counters(registry, name, meaning, ["domain"], read(*keys))
 
 
 def watch_calls(

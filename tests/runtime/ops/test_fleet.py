@@ -90,6 +90,12 @@ def test_a_process_that_does_not_answer_is_left_out(process: Process) -> None:
     assert scraped(FleetMetrics(lambda: there)) == ["calls_total 5.0"]
 
 
+def test_a_process_that_does_not_answer_is_missing(process: Process) -> None:
+    there = {0: process(counter("calls_total", 5)), 1: "127.0.0.1:1"}
+    told = scraped(FleetMetrics(lambda: there, wanted=2))
+    assert told == ["kronos_db_processes_wanted 2.0", "kronos_db_processes_answering 1.0", "calls_total 5.0"]
+
+
 class _Dying:
     """Takes a request and ends without an answer, as a process that is killed."""
 

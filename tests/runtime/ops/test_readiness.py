@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from kronos_db.runtime.ops.readiness import Readiness, State
+from kronos_db.runtime.ops.readiness import OK, Readiness, State
+from tests.parts.eventually import eventually
 
 
 @pytest.fixture
@@ -125,3 +126,25 @@ def test_a_hung_check_does_not_keep_the_process_from_ending() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == "no answer within 0.01 s\n"
+
+
+def test_what_was_seen_is_told_without_waiting(gate: threading.Event) -> None:
+    readiness = Readiness(timeout=60.0)
+    first = threading.Event()
+
+    def slow() -> str | None:
+        if first.is_set():
+            gate.wait()
+        first.set()
+        return "is away"
+
+    readiness.add("slow", slow)
+    readiness.add("quick", lambda: None)
+    readiness.report()
+    assert readiness.seen() == {"server": OK, "slow": "is away", "quick": OK}
+
+
+def test_a_check_that_takes_too_long_is_seen(gate: threading.Event) -> None:
+    readiness = Readiness(timeout=0.01)
+    readiness.add("hung", lambda: "never" if gate.wait() else None)
+    eventually(lambda: readiness.seen()["hung"] == "no answer within 0.01 s")

@@ -1,0 +1,1 @@
+"""Prometheus and Grafana as they are shipped: rules, alerts, dashboards."""

@@ -1,0 +1,94 @@
+"""A loaded fleet below a real Prometheus: every panel has data, nothing fires, and then a few faults that do."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.parts.eventually import eventually
+from tests.watch import faults
+from tests.watch.conftest import Loaded
+from tests.watch.faults import Fault
+from tests.watch.site import LIMIT, PAUSE, Site
+from tests.watch.test_dashboards import OWN, PAGES, targets
+from tests.watch.test_rules import known_metrics
+
+# As Grafana works it out for a scrape every three seconds: four of them.
+RATE_INTERVAL = "12s"
+
+
+def resolved(expression: str, page: dict[str, Any], site: Site) -> str:
+    """Return an expression with its variables put in as Grafana does, of those with many values all."""
+    for variable in page["templating"]["list"]:
+        if variable["type"] == "query":
+            query, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]).groups()  # type: ignore[union-attr] # else it fails
+            values = site.prometheus.label_values(query, label)
+            assert values, f"{variable['name']} has no values"
+            chosen = "(" + "|".join(re.escape(value).replace("\\", "\\\\") for value in values) + ")"
+            expression = expression.replace(f"${variable['name']}", chosen)
+    expression = expression.replace("$__rate_interval", RATE_INTERVAL)
+    assert "$" not in expression
+    return expression
+
+
+def shows(site: Site, expression: str) -> bool:
+    return any(series["value"][1] != "NaN" for series in site.prometheus.query(expression))
+
+
+def test_every_panel_has_data(loaded: Loaded) -> None:
+    empty: dict[str, str] = {}
+    wanted = [(f"{name}: {panel}", resolved(text, PAGES[name], loaded.site)) for name, panel, text in targets()]
+    assert len(wanted) > 80
+
+    def all_shown() -> bool:
+        empty.clear()
+        # An error of the query raises.
+        empty.update((panel, expression) for panel, expression in wanted if not shows(loaded.site, expression))
+        return not empty
+
+    eventually(all_shown, LIMIT, lambda: empty, PAUSE)
+
+
+def test_a_scrape_of_a_fleet_is_what_the_page_of_metrics_says(loaded: Loaded) -> None:
+    names = {name.partition("{")[0] for name in loaded.site.fleet.metrics()}
+    assert names <= known_metrics() | OWN, "a metric without a row"
+    # Of a histogram, any series will do; of what nothing has come yet, there is none.
+    there = {name for name in known_metrics() if name not in names}
+    assert there <= NOT_YET
+
+
+# Without a standby nothing is replayed, without overload nothing refused.
+NOT_YET = {"kronos_db_postgres_replication_lag_seconds", "kronos_db_calls_refused_total"}
+
+
+def test_nothing_fires_while_all_is_well(loaded: Loaded) -> None:
+    assert loaded.site.prometheus.value('count(up{job="kronos-db"} == 1)') == 1
+    # Machines are shared: what is slow there is no fault.
+    slow = {"KronosLatencyHigh", "KronosStatementSlow"}
+    eventually(lambda: not loaded.site.prometheus.firing().keys() - slow, LIMIT, loaded.site.prometheus.firing, PAUSE)
+
+
+# Short windows and times for which alerts must hold (see tests/parts/prometheus.py), otherwise the rules as they are.
+# The others, and those that need longer, are in test_faults.py.
+SHORT = (
+    Fault(
+        faults.bad_content,
+        (
+            "KronosDeadMessages",
+            "KronosQueueOld",
+            "KronosLogRecordsRefused",
+            "KronosCallersRefused",
+            "KronosInternalErrors",
+        ),
+        {"queue_seconds": 1},
+    ),
+    Fault(faults.no_redis, ("KronosRedisAway", "KronosQuotasUnavailable")),
+    Fault(faults.a_lock, ("KronosPoolWaiting", "KronosPoolRefusing", "KronosCallsRefused")),
+)
+
+
+@pytest.mark.parametrize("fault", SHORT, ids=lambda fault: fault.inject.__name__)
+def test_a_fault_fires_its_alerts(loaded: Loaded, fault: Fault) -> None:
+    faults.check(loaded.site, loaded.load, fault)
