@@ -27,6 +27,7 @@ from benchmarks.stand import free_address
 from kronos_db import cli
 from kronos_db.config import DOMAINS, Settings, load, require_for_serving
 from tests.admin import test_backup_commands
+from tests.clients.stories import STORIES
 from tests.conftest import lacking
 from tests.deploy import pools
 from tests.deploy.commands import Command, commands, pages, spans
@@ -42,13 +43,12 @@ LIMIT = 120.0
 pytestmark = pytest.mark.timeout(600)
 BIN = Path(sys.executable).parent
 OPERATORS = ("docs/deployment.md", "docs/operations.md", "docs/runbook.md")
-# What is to be scraped and what to alert on; the pages are complete without, but for the commands of Prometheus.
-RULES = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 
 # Commands that no test can type, by how they begin, with what shows instead that they are right.
 NOT_HERE: Mapping[str, str] = {
     "make test": "it is what runs this",
     "make install": "CI runs it before all tests; it would remove the environment that they run in",
+    "make clients": "CI runs it before all tests; tests/clients installs what it makes",
     ".ci/install": "CI runs it before all tests; it installs packages as root",
     "docker build ": "there is no engine: hadolint reads the Dockerfile, test_container.py replays its steps",
     "docker run ": "there is no engine: test_container.py runs secrets.sh in the replayed image",
@@ -72,8 +72,6 @@ HEADINGS = (
 
 def not_here(command: Command) -> str | None:
     """Return why a command is not typed, None when it is."""
-    if not RULES.exists() and "prom" in command.name and "prometheus" in command.name:
-        return "there are no rules yet"
     if command in typed_elsewhere():
         return "tests/admin/test_backup_commands.py types it"
     return next((why for begin, why in NOT_HERE.items() if command.name.startswith(begin)), None)
@@ -187,13 +185,12 @@ class Operator:
 def operator(tmp_path_factory: pytest.TempPathFactory, place: Place, pgbouncer_binary: Path) -> Iterator[Operator]:
     if shutil.which("curl") is None:
         lacking("There is no curl on PATH.")
-    if RULES.exists() and shutil.which("prometheus", path=f"{ROOT}/.cache/bin:{os.environ['PATH']}") is None:
+    if shutil.which("prometheus", path=f"{ROOT}/.cache/bin:{os.environ['PATH']}") is None:
         lacking("There is no prometheus on PATH or in .cache/bin, where .ci/install puts it.")
     at_work = Operator(tmp_path_factory.mktemp("operator"), place, pgbouncer_binary)
     try:
         for page in OPERATORS:
-            if (ROOT / page).exists():
-                at_work.follow(page)
+            at_work.follow(page)
         yield at_work
     finally:
         at_work.shell.close()
@@ -244,7 +241,6 @@ def last_verified(address: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-@pytest.mark.skipif(not RULES.exists(), reason="there are no rules yet")
 def test_it_is_scraped_and_has_alerts(operator: Operator) -> None:
     assert "SUCCESS" in operator.said["promtool check config /etc/prometheus/prometheus.yml"]
     eventually(lambda: asked(operator.prometheus, 'query?query=up{job="kronos-db"}')["result"], LIMIT)
@@ -371,12 +367,14 @@ def test_the_readme(checkout: Shell) -> None:
 
 
 def test_the_examples_are_run_by_their_tests() -> None:
-    """Their page is a table of programs: tests/e2e runs them, under these names."""
+    """Their page is a table of programs: tests/clients runs those of each domain, tests/e2e the others by name."""
     [export] = commands(ROOT / "examples" / "README.md")
     assert export in [Command(export.page, command.text) for command in commands(ROOT / "README.md")]
     tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "e2e").glob("test_*.py"))
-    for program in re.findall(r"examples/\w+/([\w.]+)", (ROOT / "examples" / "README.md").read_text(encoding="utf-8")):
-        assert program in tests, program
+    for program in re.findall(
+        r"examples/\w+/(\w+\.\w+)", (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    ):
+        assert program in tests or program.partition(".")[0] in STORIES, program
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
