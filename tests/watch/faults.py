@@ -9,7 +9,8 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import psycopg
@@ -25,6 +26,9 @@ from tests.parts.eventually import eventually
 from tests.tokens import population as tokens
 from tests.watch.load import Load
 from tests.watch.site import LIMIT, PAUSE, Site
+
+# Bytes of a segment of WAL.
+SEGMENT = 16 * 1024 * 1024
 
 Inject = Callable[[Site, Load], AbstractContextManager[None]]
 
@@ -244,7 +248,7 @@ def tokens_that_cannot_be_removed(site: Site, load: Load) -> Iterator[None]:
     tokens.issue(load.tokens)
     site.run("CREATE FUNCTION public.keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
     site.run("CREATE TRIGGER keep BEFORE DELETE ON tokens.token FOR EACH ROW EXECUTE FUNCTION public.keep()")
-    site.run("UPDATE tokens.token SET expire_time = now() - interval '60 days'")
+    site.run("UPDATE tokens.token SET purge_time = now() - interval '2 days'")
     try:
         yield
     finally:
@@ -252,35 +256,46 @@ def tokens_that_cannot_be_removed(site: Site, load: Load) -> Iterator[None]:
 
 
 @contextmanager
-def no_way_for_the_archive(site: Site, load: Load) -> Iterator[None]:
-    """Replication is refused by pg_hba.conf, and WAL is written."""
+def replication_refused(site: Site) -> Iterator[None]:
+    """Replication is refused by pg_hba.conf: nobody receives WAL, and no backup comes about."""
     file = site.postgres.data / "pg_hba.conf"
     before = file.read_text(encoding="utf-8")
     file.write_text("local replication all reject\n" + before, encoding="utf-8")
     site.run("SELECT pg_reload_conf()")
     site.run("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
-    request = backups_pb2.CreateBackupRequest(request_id=str(uuid.uuid4()))
     try:
-        with suppress(grpc.RpcError):
-            list(load.admin.CreateBackup(request, timeout=LIMIT))
-        with again_and_again(lambda: site.run("SELECT pg_switch_wal() FROM pg_current_xact_id()")):
-            yield
+        yield
     finally:
         file.write_text(before, encoding="utf-8")
         site.run("SELECT pg_reload_conf()")
 
 
 @contextmanager
+def no_way_for_the_archive(site: Site, load: Load) -> Iterator[None]:
+    """Replication is refused, WAL is written, and a backup is asked for."""
+    request = backups_pb2.CreateBackupRequest(request_id=str(uuid.uuid4()))
+    with replication_refused(site):
+        with suppress(grpc.RpcError):
+            list(load.admin.CreateBackup(request, timeout=LIMIT))
+        with again_and_again(lambda: site.run("SELECT pg_switch_wal() FROM pg_current_xact_id()")):
+            yield
+
+
+@contextmanager
 def a_segment_is_gone(site: Site, load: Load) -> Iterator[None]:
     """Somebody removes one segment from the middle of the archive."""
 
-    def segments() -> list[Any]:
-        return sorted(path for path in (site.backups / "wal").rglob("*-*") if path.is_file())
+    def segments() -> list[Path]:
+        """Those that are whole; parts of them are removed when these are there."""
+        names = sorted((site.backups / "wal").rglob("*-*"))
+        ends = [(path, *path.name.split("-")) for path in names if not path.name.startswith(".")]
+        return [path for path, start, end in ends if int(end, 16) - int(start, 16) == SEGMENT]
 
+    before = len(segments())
     for _ in range(4):
         site.run("SELECT pg_switch_wal() FROM pg_current_xact_id()")
-    eventually(lambda: len(segments()) >= 4, LIMIT, segments, PAUSE)
-    gone = segments()[-3]
+    eventually(lambda: len(segments()) >= before + 3, LIMIT, segments, PAUSE)
+    gone = segments()[-2]
     kept = gone.read_bytes()
     gone.unlink()
     yield
@@ -289,12 +304,13 @@ def a_segment_is_gone(site: Site, load: Load) -> Iterator[None]:
 
 @contextmanager
 def no_backups(site: Site, load: Load) -> Iterator[None]:
-    """The destination was emptied."""
+    """The destination was emptied, and replication is refused: else a new backup would be made at once."""
     aside = site.folder / "aside"
-    site.backups.rename(aside)
-    yield
-    shutil.rmtree(site.backups, ignore_errors=True)
-    aside.rename(site.backups)
+    with replication_refused(site):
+        site.backups.rename(aside)
+        yield
+        shutil.rmtree(site.backups, ignore_errors=True)
+        aside.rename(site.backups)
 
 
 @contextmanager

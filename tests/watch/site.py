@@ -16,7 +16,7 @@ from tests.parts.prometheus import Prometheus
 from tests.parts.serving import _Bearer
 
 # Seconds that anything may take on a loaded machine.
-LIMIT = 100.0
+LIMIT = 110.0
 # Seconds between two looks at what comes with a scrape or an evaluation.
 PAUSE = 0.3
 
