@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from kronos_db.runtime.database.migrations import (
 )
 from kronos_db.runtime.database.pool import Pool, PoolLimits
 from kronos_db.runtime.database.reading_role import READER, Part, ReadingRole, read_readable
+from kronos_db.runtime.database.standbys import Standbys
 from kronos_db.runtime.errors import OverloadedError, UnavailableError
 
 # The domains that have code: their migrations stand in the folder of the same name.
@@ -36,6 +37,8 @@ _MEMBER_OF: Mapping[str, Sequence[str]] = {"admin": ("pg_monitor",)}
 _MINIMUM_SECRET = 32
 # Seconds that the server may be silent beyond the time that a statement may take.
 _SILENCE_MARGIN = 5.0
+# Seconds that a read waits for a connection to a standby, before it goes to the primary.
+_STANDBY_TIMEOUT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,13 @@ def open_database(settings: Settings, domain: str) -> Database:
         settings.prepared_statements,
         settings.statement_timeout + _SILENCE_MARGIN,
     )
-    return Database(domain, Pool(domain, dsn, limits), settings.statement_timeout)
+    database = Database(domain, Pool(domain, dsn, limits), settings.statement_timeout)
+    standbys = replicas(settings, domain) if settings.replica_reads else []
+    if standbys:
+        short = replace(limits, timeout=_STANDBY_TIMEOUT)
+        pools = [Pool(f"{domain} standby {number}", dsn, short) for number, dsn in enumerate(standbys)]
+        database.standbys = Standbys(domain, pools, lambda query, make: database.fetch_all(query, {}, make))
+    return database
 
 
 def listening_dsns(settings: Settings, domains: Iterable[str]) -> dict[str, str]:

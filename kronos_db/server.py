@@ -101,6 +101,9 @@ class Server:
         self._serving = threading.Event()
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
         saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
+        saturation.watch_standbys(
+            self.registry, {name: db.standbys.counts for name, db in self._databases.items() if db.standbys is not None}
+        )
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         saturation.watch_parts(self.registry, self.readiness.report)
@@ -184,7 +187,7 @@ class Server:
             self._redis.close()
         self._feeds.stop()
         for database in self._databases.values():
-            database.pool.close()
+            database.close()
         self._ops.stop()
 
     def _schemas_are_ready(self, stopped: threading.Event) -> bool:

@@ -98,6 +98,7 @@ def metrics_page() -> str:
     example = RpcMetrics(registry).for_method("unary", "example", "Example")
     example.handled("OK", 0.0)
     saturation.watch_pools(registry, {"example": SimpleNamespace(stats=dict)})
+    saturation.watch_standbys(registry, {"example": {"served": 0}})
     saturation.watch_calls(registry, lambda: {"example": 0}, dict)
     saturation.watch_streams(registry, lambda: {"example": 0}, int)
     saturation.watch_parts(registry, lambda: {"example": "ok"})
