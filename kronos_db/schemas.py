@@ -17,6 +17,7 @@ from kronos_db.runtime.database.migrations import (
     Migration,
     Migrator,
     Role,
+    SchemaTooNewError,
     applied_as_seen_by,
     chain,
     pending,
@@ -116,16 +117,22 @@ def _listening_dsn(settings: Settings, domain: str) -> str:
     return dsn if direct is None or role.password is None else as_role(direct, role.name, role.password)
 
 
-def shortfall(domain: str, database: Database) -> str | None:
+def shortfall(domain: str, database: Database, *, serving: bool = False) -> str | None:
     """Return one sentence why the schema of `domain` cannot be served yet, None when it can.
 
-    Raises SchemaTooNewError or MigrationChangedError when waiting does not help.
+    Who is `serving` already bears a newer schema: each migration leaves the release before it working, and runs while
+    that serves. Raises SchemaTooNewError or MigrationChangedError when waiting does not help.
     """
     try:
         applied = applied_as_seen_by(database)
     except (UnavailableError, OverloadedError):
         return "PostgreSQL does not answer"
-    missing = pending(_chain(domain), applied)
+    try:
+        missing = pending(_chain(domain), applied)
+    except SchemaTooNewError:
+        if serving:
+            return None
+        raise
     return f"{len(missing)} migrations are pending; run `kronos-db migrate`" if missing else None
 
 
