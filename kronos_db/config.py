@@ -159,8 +159,8 @@ class Settings(BaseSettings):
 
     query_dsn: Dsn | None = Field(
         None,
-        description="Replica of the common database on which AdminService.Query runs, by its own role. Default: "
-        "POSTGRES_DIRECT_DSN.",
+        description="Replica of the common database on which AdminService.Query runs, by its own role, when it "
+        "has everything that was acknowledged. Default, and where it runs else: POSTGRES_DIRECT_DSN.",
     )
     query_timeout: float = Field(15.0, gt=0, le=600, description="Seconds that a statement of an operator may take.")
     query_max_cost: int = Field(

@@ -24,7 +24,7 @@ from kronos_db.runtime.database.migrations import (
 )
 from kronos_db.runtime.database.pool import Pool, PoolLimits
 from kronos_db.runtime.database.reading_role import READER, Part, ReadingRole, read_readable
-from kronos_db.runtime.database.standbys import Standbys
+from kronos_db.runtime.database.standbys import Progress, Standbys
 from kronos_db.runtime.errors import OverloadedError, UnavailableError
 
 # The domains that have code: their migrations stand in the folder of the same name.
@@ -55,10 +55,14 @@ class MigrationState:
 
 @dataclass(frozen=True, slots=True)
 class ReadingPlace:
-    """A database in which operators' statements run: connections of their role, and the relations that it may read."""
+    """A database in which operators' statements run: connections of their role, and the relations that it may read.
+
+    `primary` is where they run when `pool` leads to a standby that has not all that was acknowledged.
+    """
 
     pool: Pool
     relations: frozenset[str]
+    primary: Pool | None = None
 
 
 def open_database(settings: Settings, domain: str) -> Database:
@@ -76,8 +80,13 @@ def open_database(settings: Settings, domain: str) -> Database:
     if standbys:
         short = replace(limits, timeout=_STANDBY_TIMEOUT)
         pools = [Pool(f"{domain} standby {number}", dsn, short) for number, dsn in enumerate(standbys)]
-        database.standbys = Standbys(domain, pools, lambda query, make: database.fetch_all(query, {}, make))
+        database.standbys = Standbys(domain, pools, progress_of(database))
     return database
+
+
+def progress_of(database: Database) -> Progress:
+    """Return what tells whether a standby has everything that was acknowledged in `database`."""
+    return Progress(database.domain, lambda query, make: database.fetch_all(query, {}, make))
 
 
 def listening_dsns(settings: Settings, domains: Iterable[str]) -> dict[str, str]:
@@ -180,9 +189,13 @@ def open_reading(settings: Settings) -> dict[str, ReadingPlace]:
     password = _derived_password(settings, READER)
     places: dict[str, ReadingPlace] = {}
     shared = [domain for domain in SERVED if settings.domain_dsn(domain) is None]
-    common = settings.query_dsn or settings.postgres_direct_dsn or settings.postgres_dsn
+    primary = settings.postgres_direct_dsn or settings.postgres_dsn
+    common = settings.query_dsn or primary
     if common is not None and shared:
         place = _reading_place(settings, as_role(common.get_secret_value(), READER, password), shared)
+        if settings.query_dsn is not None and primary is not None:
+            other = _reading_place(settings, as_role(primary.get_secret_value(), READER, password), shared)
+            place = replace(place, primary=other.pool)
         places.update(dict.fromkeys(["", *shared], place))
     for domain in SERVED:
         direct = settings.domain_direct_dsn(domain)

@@ -11,14 +11,18 @@ from typing import Any
 
 import psycopg
 import pytest
+from kronos.admin.v1 import query_pb2 as query_pb
+from kronos.admin.v1.admin_pb2_grpc import AdminServiceStub
 from kronos.logs.v1 import logs_pb2 as pb
 from kronos.logs.v1.logs_pb2_grpc import LogsServiceStub
+from kronos.users.v1 import users_pb2 as users_pb
 
 from kronos_db import schemas
+from kronos_db.admin.query_store import QueryStore
 from kronos_db.runtime.database import standbys as module
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import Query
-from kronos_db.runtime.database.standbys import Standbys
+from kronos_db.runtime.database.standbys import Progress
 from kronos_db.runtime.database.transaction import Transaction
 from tests.faults.conftest import TABLES
 from tests.parts.domain import mutation, settings_of
@@ -143,7 +147,7 @@ def test_no_answer_is_old_while_the_standby_stops_and_goes_on(pair: Pair, users:
 def test_the_same_hunt_finds_the_fault_when_nobody_looks_how_far_the_standby_is(
     pair: Pair, users: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Standbys, "_reaches", lambda *_: True)
+    monkeypatch.setattr(Progress, "reaches", lambda *_: True)
     found: list[str] = []
 
     def look() -> bool:
@@ -151,21 +155,6 @@ def test_the_same_hunt_finds_the_fault_when_nobody_looks_how_far_the_standby_is(
         return bool(found)
 
     eventually(look, LIMIT)
-
-
-def test_reads_that_come_together_share_one_question_to_the_primary(users: Database) -> None:
-    asked: list[int] = []
-    standbys = users.standbys
-    assert standbys is not None
-    original = standbys._ask
-
-    def ask(query: Query, make: Any) -> Any:
-        asked.append(1)
-        return original(query, make)
-
-    standbys._ask = ask
-    assert standbys._ask_position(["now"])["now"].lsn
-    assert len(asked) == 1
 
 
 def test_a_dead_standby_is_not_noticed_and_asked_again_when_it_is_back(pair: Pair, users: Database) -> None:
@@ -194,33 +183,74 @@ def test_a_dead_standby_is_not_noticed_and_asked_again_when_it_is_back(pair: Pai
 def test_another_cluster_is_no_standby(pair: Pair, users: Database, database: str) -> None:
     standbys = users.standbys
     assert standbys is not None
-    position = standbys._ask_position(["now"])["now"]
+    look, position = standbys.progress.look, standbys.progress.position()
+    assert position is not None
     with standbys._standbys[0].pool.connection() as connection:
-        assert standbys._look(connection, position) == (True, True, True)
-        assert standbys._look(connection, position._replace(cluster=position.cluster + 1))[0] is False
-        assert standbys._look(connection, position._replace(timeline=position.timeline + 1))[1] is False
-        assert standbys._look(connection, position._replace(lsn="FFFF/0"))[2] is False
+        assert look(connection, position) == (True, True, True)
+        assert look(connection, position._replace(cluster=position.cluster + 1))[0] is False
+        assert look(connection, position._replace(timeline=position.timeline + 1))[1] is False
+        assert look(connection, position._replace(lsn="FFFF/0"))[2] is False
 
 
-def test_a_server_reads_logs_from_the_standby(pair: Pair, settings: Any, tmp_path: Path) -> None:
-    serving = Serving(tmp_path, pair.primary.dsn, replica_dsns=pair.standby.dsn)
-    serving.start()
+@pytest.fixture(scope="module")
+def serving(pair: Pair, settings: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A server that reads from the standby."""
+    dsn, standby = pair.primary.dsn, pair.standby.dsn
+    running = Serving(tmp_path_factory.mktemp("serving"), dsn, replica_dsns=standby, query_dsn=standby)
+    running.start()
+    yield running
+    running.stop()
+
+
+def test_a_server_reads_logs_from_the_standby(serving: Serving) -> None:
+    logs = LogsServiceStub(serving.channel_of("operator"))
+    origin = pb.Origin(service="standby-test")
+    for number in range(1, 21):
+        record = pb.LogRecord(body=pb.Value(string_value=f"line {number}"))
+        record.time.GetCurrentTime()
+        logs.WriteLogs(pb.WriteLogsRequest(origin=origin, records=[record]), timeout=LIMIT)
+        request = pb.QueryLogsRequest(filter=pb.LogFilter(service="standby-test"), page_size=100)
+        assert len(logs.QueryLogs(request, timeout=LIMIT).records) == number
+        assert logs.GetLogStats(pb.GetLogStatsRequest(), timeout=LIMIT).records >= number
+    served = serving.server.registry.get_sample_value(
+        "kronos_db_standby_reads_total", {"domain": "logs", "outcome": "served"}
+    )
+    assert served
+
+
+def test_operators_statements_run_on_the_standby_and_are_never_old(
+    pair: Pair, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, on_standby = QueryStore._current, []
+
+    def current(*arguments: Any) -> Any:
+        found = original(*arguments)
+        on_standby.append(found is not None)
+        return found
+
+    monkeypatch.setattr(QueryStore, "_current", staticmethod(current))
+    users, admin = serving.users(), AdminServiceStub(serving.channel_of("operator"))
+    question = query_pb.QueryRequest(sql="SELECT count(*) FROM users.users")
+
+    def ask() -> tuple[bool, int]:
+        answer = admin.Query(question, timeout=LIMIT)
+        values = [value for message in answer for row in message.rows.rows for value in row.values]
+        return on_standby[-1], values[0].int64_value
+
+    def create(name: str) -> None:
+        users.CreateUser(users_pb.CreateUserRequest(user=users_pb.User(username=name)), timeout=LIMIT)
+
+    eventually(lambda: ask()[0], LIMIT)
+    before = ask()[1]
+    create("first")
+    assert ask()[1] == before + 1
+    eventually(lambda: ask() == (True, before + 1), LIMIT)
+    pair.pause()
     try:
-        logs = LogsServiceStub(serving.channel_of("operator"))
-        origin = pb.Origin(service="standby-test")
-        for number in range(1, 21):
-            record = pb.LogRecord(body=pb.Value(string_value=f"line {number}"))
-            record.time.GetCurrentTime()
-            logs.WriteLogs(pb.WriteLogsRequest(origin=origin, records=[record]), timeout=LIMIT)
-            request = pb.QueryLogsRequest(filter=pb.LogFilter(service="standby-test"), page_size=100)
-            assert len(logs.QueryLogs(request, timeout=LIMIT).records) == number
-            assert logs.GetLogStats(pb.GetLogStatsRequest(), timeout=LIMIT).records >= number
-        served = serving.server.registry.get_sample_value(
-            "kronos_db_standby_reads_total", {"domain": "logs", "outcome": "served"}
-        )
-        assert served
+        create("second")
+        assert ask() == (False, before + 2)
     finally:
-        serving.stop()
+        pair.resume()
 
 
 def test_a_standby_that_is_promoted_takes_over_without_a_restart(tmp_path: Path) -> None:

@@ -48,6 +48,48 @@ class Position(NamedTuple):
     cluster: int
 
 
+class Progress:
+    """Tells whether a standby has everything that was acknowledged. `ask` runs a query on the primary."""
+
+    def __init__(self, domain: str, ask: Callable[[Query, Callable[..., Position]], Sequence[Position]]) -> None:
+        self._queries = load_queries(Path(__file__).with_name("standbys.sql"), domain)
+        self._ask = ask
+        self._positions: Gatherer[str, Position] = Gatherer(self._ask_position)
+
+    def position(self) -> Position | None:
+        """Return how far the primary has come, None when who answers is none. Raises what asking it raises."""
+        position = self._positions.get("now")
+        return None if position is None or position.lsn is None else position
+
+    def reaches(self, connection: Connection, position: Position, patience: float) -> bool:
+        """Tell whether the standby has replayed up to a position; waits so many seconds for it.
+
+        Raises UnavailableError when it is no standby of the cluster, and psycopg's errors.
+        """
+        give_up = time.monotonic() + deadline.remaining(patience)
+        while True:
+            is_standby, is_on_timeline, has_replayed = self.look(connection, position)
+            if not is_standby:
+                raise UnavailableError("it is no standby of this cluster")
+            if not is_on_timeline or has_replayed or time.monotonic() >= give_up:
+                return has_replayed and is_on_timeline
+            time.sleep(_LOOK)
+
+    def look(self, connection: Connection, position: Position) -> tuple[bool, bool, bool]:
+        """Return whether it is a standby of the cluster, on the timeline for certain, and has replayed so far."""
+        usual, connection.silence_limit = connection.silence_limit, _SILENCE
+        try:
+            cursor = connection.cursor(binary=True)
+            found: Any = cursor.execute(self._queries["reached"].text, position._asdict()).fetchone()
+        finally:
+            connection.silence_limit = usual
+        return bool(found[0]), bool(found[1]), bool(found[2])
+
+    def _ask_position(self, keys: Sequence[str]) -> Mapping[str, Position]:
+        # Asked after each of those that share it began: what was acknowledged before them is in it.
+        return dict.fromkeys(keys, self._ask(self._queries["position"], Position)[0])
+
+
 class _Standby:
     """One of them, and until when it is left alone."""
 
@@ -58,19 +100,15 @@ class _Standby:
 
 
 class Standbys:
-    """The standbys of a domain, asked in turn. `ask` runs a query on the primary and returns its rows."""
+    """The standbys of a domain, asked in turn."""
 
-    def __init__(
-        self, domain: str, pools: Sequence[Pool], ask: Callable[[Query, Callable[..., Position]], Sequence[Position]]
-    ) -> None:
+    def __init__(self, domain: str, pools: Sequence[Pool], progress: Progress) -> None:
         self.counts: dict[Outcome, int] = {"served": 0, "behind": 0, "away": 0}
         self._domain = domain
         self._standbys = [_Standby(pool) for pool in pools]
         self._turns = itertools.count()
         self._lock = threading.Lock()
-        self._queries = load_queries(Path(__file__).with_name("standbys.sql"), domain)
-        self._ask = ask
-        self._positions: Gatherer[str, Position] = Gatherer(self._ask_position)
+        self.progress = progress
 
     def read(self, work: Callable[[Connection], Result]) -> Result:
         """Return what `work` reads on a standby that has all that was acknowledged before now.
@@ -80,13 +118,13 @@ class Standbys:
         standby = self._chosen()
         if standby is None:
             raise NoStandbyError
-        position = self._positions.get("now")
-        if position is None or position.lsn is None:
+        position = self.progress.position()
+        if position is None:
             raise NoStandbyError
         about_to_block()
         try:
             with standby.pool.connection() as connection, _closed_on_error(connection):
-                if not self._reaches(connection, position):
+                if not self.progress.reaches(connection, position, _PATIENCE):
                     raise self._left_alone(standby, "behind")
                 result = work(connection)
         except (psycopg.Error, KronosError) as error:
@@ -104,30 +142,6 @@ class Standbys:
         now, turn = time.monotonic(), next(self._turns)
         able = [standby for standby in self._standbys if standby.away_until <= now]
         return able[turn % len(able)] if able else None
-
-    def _ask_position(self, keys: Sequence[str]) -> Mapping[str, Position]:
-        # Asked after each of those that share it began: what was acknowledged before them is in it.
-        return dict.fromkeys(keys, self._ask(self._queries["position"], Position)[0])
-
-    def _reaches(self, connection: Connection, position: Position) -> bool:
-        """Tell whether the standby has replayed up to a position; waits a moment for it."""
-        give_up = time.monotonic() + min(_PATIENCE, deadline.remaining(_PATIENCE))
-        while True:
-            is_standby, is_on_timeline, has_replayed = self._look(connection, position)
-            if not is_standby:
-                raise UnavailableError("it is a standby of this cluster no more")
-            if (has_replayed and is_on_timeline) or not is_on_timeline or time.monotonic() >= give_up:
-                return has_replayed and is_on_timeline
-            time.sleep(_LOOK)
-
-    def _look(self, connection: Connection, position: Position) -> tuple[bool, bool, bool]:
-        usual, connection.silence_limit = connection.silence_limit, _SILENCE
-        try:
-            cursor = connection.cursor(binary=True)
-            found: Any = cursor.execute(self._queries["reached"].text, position._asdict()).fetchone()
-        finally:
-            connection.silence_limit = usual
-        return bool(found[0]), bool(found[1]), bool(found[2])
 
     def _left_alone(self, standby: _Standby, outcome: Outcome) -> NoStandbyError:
         with self._lock:
