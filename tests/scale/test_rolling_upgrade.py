@@ -36,7 +36,7 @@ from tests.parts.watching import SOAK
 
 # How often all processes are replaced, and calls of each kind that are answered before the next one is.
 ROUNDS = 6 if SOAK else 1
-CALLS = 500 if SOAK else 8
+CALLS = 200 if SOAK else 8
 # Seconds between two calls of a caller: processes that start need the machine too.
 PACE = 0.0 if SOAK else 0.05
 DEADLINE = 30.0

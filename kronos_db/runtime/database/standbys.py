@@ -128,6 +128,9 @@ class Standbys:
                     raise self._left_alone(standby, "behind")
                 result = work(connection)
         except (psycopg.Error, KronosError) as error:
+            if deadline.remaining(1.0) <= 0:
+                # That is the caller's fault, and the primary will say so.
+                raise NoStandbyError from error
             raise self._left_alone(standby, "away") from error
         standby.pause = _FIRST_PAUSE
         self._count("served")
