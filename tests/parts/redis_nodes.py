@@ -49,20 +49,18 @@ class Node:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
+        self._client: Any = None
 
     @property
     def address(self) -> str:
         """HOST:PORT."""
         return f"127.0.0.1:{self.port}"
 
-    def client(self) -> Any:
-        """A client of this node alone."""
-        return redis.Redis(port=self.port, socket_timeout=10, protocol=2, decode_responses=True)
-
     def ask(self, *command: object) -> Any:
         """Send one command to this node."""
-        with self.client() as client:
-            return client.execute_command(*command)
+        if self._client is None:
+            self._client = redis.Redis(port=self.port, socket_timeout=10, protocol=2, decode_responses=True)
+        return self._client.execute_command(*command)
 
     def start(self) -> None:
         """Start it; the first time on a free port, which somebody else may take meanwhile."""
@@ -72,11 +70,13 @@ class Node:
             eventually(lambda: process.poll() is not None or self._answers(), LIMIT)  # noqa: B023  # at once
             if process.poll() is None:
                 return
+            self._let_go()
             self.port = 0
         raise AssertionError("no port is free")
 
     def kill(self) -> None:
         """End it at once."""
+        self._let_go()
         if self.process is not None:
             self.process.kill()
             self.process.wait(LIMIT)
@@ -90,6 +90,11 @@ class Node:
         """Let it go on."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
+
+    def _let_go(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     def _command(self) -> list[str]:
         settings = {**self._settings, "port": str(self.port), "dir": str(self._folder)}

@@ -52,14 +52,6 @@ def limiters(own_cluster: RedisCluster, routes: Database) -> Iterator[list[Limit
         server.close()
 
 
-@pytest.fixture
-def remote(own_cluster: RedisCluster) -> Iterator[Remote]:
-    made = Remote(RedisServer(own_cluster.url), b"k" * 32)
-    yield made
-    made.close()
-    made.server.close()
-
-
 def rule(limit: int, failure: Failure = Failure.REFUSE, kind: Kind = Kind.RATE) -> Rule:
     """Return a rule of which the limit is all that passes while the test lasts."""
     of_kind = {
@@ -103,35 +95,42 @@ def test_copies_are_on_all_nodes_and_found_there(redis_cluster: RedisCluster) ->
     remote.server.close()
 
 
-@pytest.mark.parametrize("how", ["killed", "hung"])
-def test_a_node_that_is_gone_takes_its_copies_alone(own_cluster: RedisCluster, remote: Remote, how: str) -> None:
+def test_a_dead_node_takes_its_copies_alone_until_its_replica_has_them(own_cluster: RedisCluster) -> None:
+    remote = Remote(RedisServer(own_cluster.url), b"k" * 32)
     values = {f"copy {number}": kept(str(number).encode()) for number in range(60)}
     remote.put(values)
-    lost = own_cluster.primaries[0]
-    elsewhere = {name: value for name, value in values.items() if own_cluster.owner_of(name) is not lost}
-    assert len(elsewhere) < 60
-    if how == "killed":
-        lost.kill()
-    else:
-        lost.hang()
-    try:
-        assert remote.get(list(values)) == elsewhere
-        remote.put(values)
-        assert remote.get(list(values)) == elsewhere
-        assert not remote.is_away
-        assert remote.server.is_partly_away
-    finally:
-        if how == "hung":
-            lost.resume()
-
-
-def test_after_a_failover_the_copies_of_the_replica_are_found(own_cluster: RedisCluster, remote: Remote) -> None:
-    values = {f"copy {number}": kept(str(number).encode()) for number in range(60)}
-    remote.put(values)
-    eventually(lambda: own_cluster.replicas[0].ask("DBSIZE") == own_cluster.primaries[0].ask("DBSIZE"), LIMIT)
-    own_cluster.primaries[0].kill()
-    own_cluster.replicas[0].ask("CLUSTER", "FAILOVER", "TAKEOVER")
+    lost, replica = own_cluster.primaries[0], own_cluster.replicas[0]
+    eventually(lambda: replica.ask("DBSIZE") == lost.ask("DBSIZE"), LIMIT)
+    lost.kill()
+    _lacks_what_is_on(own_cluster, lost, remote, values)
+    replica.ask("CLUSTER", "FAILOVER", "TAKEOVER")
     eventually(lambda: remote.get(list(values)) == values, LIMIT)
+    remote.close()
+    remote.server.close()
+
+
+def test_a_node_that_hangs_takes_its_copies_alone(redis_cluster: RedisCluster) -> None:
+    remote = Remote(RedisServer(redis_cluster.url), b"k" * 32)
+    values = {f"copy {number}": kept(str(number).encode()) for number in range(60)}
+    remote.put(values)
+    redis_cluster.primaries[0].hang()
+    try:
+        _lacks_what_is_on(redis_cluster, redis_cluster.primaries[0], remote, values)
+    finally:
+        redis_cluster.primaries[0].resume()
+    eventually(lambda: remote.get(list(values)) == values, LIMIT)
+    remote.close()
+    remote.server.close()
+
+
+def _lacks_what_is_on(cluster: RedisCluster, lost: Node, remote: Remote, values: dict[str, Kept]) -> None:
+    elsewhere = {name: value for name, value in values.items() if cluster.owner_of(name) is not lost}
+    assert len(elsewhere) < len(values)
+    assert remote.get(list(values)) == elsewhere
+    remote.put(values)
+    assert remote.get(list(values)) == elsewhere
+    assert not remote.is_away
+    assert remote.server.is_partly_away
 
 
 def test_before_there_is_a_cluster_nothing_fails(routes: Database) -> None:
