@@ -24,6 +24,12 @@ run: $(STAMP) ## Start everything on this machine: PostgreSQL, Redis, the server
 protos: $(STAMP) ## Write the .proto files with all that they import, and the retry policy, into OUT
 	@$(BIN)/python scripts/contract.py export --out $(OUT)
 
+.PHONY: clients
+clients: protos ## Build the packages for callers in Python and Node.js into dist
+	cd clients/python && ../../$(BIN)/python -m hatchling build -t wheel -d ../../dist
+	npm ci --prefix clients/node --no-audit --no-fund --ignore-scripts
+	cd clients/node && KRONOS_PROTOS="$(abspath $(OUT))" npm pack --pack-destination ../../dist
+
 .PHONY: install
 install: $(STAMP) ## Install into .venv what the lock file names
 
@@ -50,6 +56,7 @@ check: $(STAMP) verify ## Lint, types, walls, contract, references: all that nee
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=clients/python $(BIN)/mypy --package kronos_db_client
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/contract.py lint
 	$(BIN)/python scripts/contract.py breaking --base $(BASE)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -63,6 +64,13 @@ def _check_redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_traces_url(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
+        raise ValueError("must be http://HOST:PORT or https://HOST:PORT")
+    return value
+
+
 def _check_file(value: Path) -> Path:
     if not value.is_file():
         raise ValueError(f"names a file that is not there: {value}")
@@ -73,6 +81,7 @@ Address = Annotated[str, AfterValidator(_check_address)]
 Dsn = Annotated[SecretStr, AfterValidator(_check_secret_dsn)]
 Dsns = Annotated[SecretStr, AfterValidator(_check_dsns)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+TracesUrl = Annotated[str, AfterValidator(_check_traces_url)]
 ExistingFile = Annotated[Path, AfterValidator(_check_file)]
 
 
@@ -309,6 +318,27 @@ class Settings(BaseSettings):
     password_memory_kib: int = Field(19_456, ge=8, le=4 * 1024 * 1024, description="Argon2id memory per hash, KiB.")
     password_iterations: int = Field(2, ge=1, le=64, description="Argon2id passes.")
 
+    traces: Literal["off", "otlp"] = Field(
+        "off",
+        description="Whether calls are recorded as traces and sent by OTLP/gRPC. Needs the extra `otel`; what is not "
+        "set here OpenTelemetry's own variables say (OTEL_…).",
+    )
+    traces_endpoint: TracesUrl | None = Field(
+        None,
+        description="http://HOST:PORT or https://HOST:PORT of the receiver. Default: OTEL_EXPORTER_OTLP_ENDPOINT, else "
+        "http://localhost:4317.",
+    )
+    traces_ratio: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the calls without a trace of their caller's that are recorded; the others follow their "
+        "caller. Default: OTEL_TRACES_SAMPLER, else all.",
+    )
+    traces_service_name: str | None = Field(
+        None, description="Name of the service in traces. Default: OTEL_SERVICE_NAME, else kronos-db."
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severity that is logged."
     )
@@ -441,6 +471,7 @@ def _sentence(kind: str, place: tuple[int | str, ...], message: str, path: str |
 _KINDS = {
     "_check_address": "HOST:PORT",
     "_check_redis_url": "URL, secret",
+    "_check_traces_url": "URL",
     "_check_secret_dsn": "DSN, secret",
     "_check_dsns": "DSNs, secret",
     "Path": "path",

@@ -7,6 +7,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import grpc
 import structlog
@@ -15,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 from prometheus_client import CollectorRegistry
 
+from kronos_db import __version__
 from kronos_db.config import Settings, SettingsError
 from kronos_db.domains import ADOPTED, CAPABILITIES, ENDPOINTS, ERRORS, SERVICES, Domains, Parts, Process, followed
 from kronos_db.runtime.affinity import OneCore
@@ -50,6 +52,7 @@ from kronos_db.runtime.ops.vitals import Self, Sources
 from kronos_db.runtime.paging import PageTokens
 from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.redis import RedisServer
+from kronos_db.runtime.tracing import Tracer
 from kronos_db.runtime.workers import Workers
 from kronos_db.schemas import SERVED, listening_dsns, open_database, shortfall
 
@@ -61,6 +64,8 @@ _POLL = 0.5
 # those whose handlers wait for their caller, as reflection's do, a thread each.
 _MOST_PUSHES = 10_000
 _MOST_STREAMS = 32
+# Seconds that the last spans get at least: less than a process has beyond its drain.
+_LAST_SPANS = 1.0
 # So many more objects than were given back have the collector look for cycles; Python's own number is 700.
 _OBJECTS = 10_000
 
@@ -81,6 +86,7 @@ class Server:
         self._settings = settings
         self._slot = slot
         self._masters = _masters(settings)
+        self._tracer = _tracer(settings)
         self.registry: CollectorRegistry = new_registry()
         # A check may wait for a connection, and is to say so itself.
         self.readiness = Readiness(timeout=settings.pool_timeout + 1.0)
@@ -166,9 +172,10 @@ class Server:
     def stop(self) -> None:
         """Drain: say so first, and go on serving until that was seen; let running calls end; let go of everything."""
         self.readiness.drain()
+        if self._grpc is not None and self._serving.is_set():
+            time.sleep(self._settings.drain_pause)
+        drained = monotonic() + self._settings.drain_timeout
         if self._grpc is not None:
-            if self._serving.is_set():
-                time.sleep(self._settings.drain_pause)
             ended = self._grpc.stop(self._settings.drain_timeout)
             # These streams have no end of their own; their callers go on elsewhere.
             self._feeds.close()
@@ -190,6 +197,8 @@ class Server:
         for database in self._databases.values():
             database.close()
         self._ops.stop()
+        if self._tracer is not None:
+            self._tracer.stop(max(_LAST_SPANS, drained - monotonic()))
 
     def _schemas_are_ready(self, stopped: threading.Event) -> bool:
         """Wait until every schema is there and up to date; return False when `stopped` was set first."""
@@ -251,7 +260,7 @@ class Server:
         marks = Marks()
         chain = Chain(
             {
-                "access_log": AccessLog(),
+                "access_log": AccessLog(tracer=self._tracer),
                 "metrics": Metrics(self._metrics),
                 "errors": Errors(ERRORS),
                 "audit_outcome": AuditOutcome(domains.recorders, ERRORS),
@@ -296,6 +305,18 @@ def _masters(settings: Settings) -> MasterKeys:
 
 def _redis(settings: Settings) -> RedisServer | None:
     return RedisServer(settings.redis_url.get_secret_value()) if settings.redis_url else None
+
+
+def _tracer(settings: Settings) -> Tracer | None:
+    if settings.traces == "off":
+        return None
+    try:
+        from kronos_db.runtime.tracing_otlp import OtlpTracer  # noqa: PLC0415 - OpenTelemetry only where it is wanted
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"KRONOS_DB_TRACES is otlp, and {error.name} is not there: install kronos-db with the extra otel."
+        ) from None
+    return OtlpTracer(settings.traces_service_name, __version__, settings.traces_endpoint, settings.traces_ratio)
 
 
 def _public(settings: Settings, paths: frozenset[str]) -> frozenset[str]:

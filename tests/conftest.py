@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -12,8 +11,10 @@ from typing import NoReturn
 import psycopg
 import pytest
 
+from kronos_db import schemas
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
+from tests.parts.domain import new_database, settings_of
 from tests.parts.eventually import eventually
 from tests.parts.fleet import Fleet
 from tests.parts.pgbouncer import PgBouncer, version
@@ -43,13 +44,27 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostg
 
 
 @pytest.fixture
-def database(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """The superuser's DSN of an empty database of this test's own."""
-    name = f"test_{uuid.uuid4().hex}"
+def empty_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The superuser's DSN of a database of this test's own with nothing in it."""
+    with new_database(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a database with every schema: a copy of it takes a third of the time of making them anew."""
     with psycopg.connect(postgres.dsn, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield postgres.dsn_for(name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        connection.execute("CREATE DATABASE migrated")
+    settings = settings_of(tmp_path_factory.mktemp("migrated"), postgres.dsn_for("migrated"))
+    schemas.migrate(settings, lambda _domain, _name: None)
+    return "migrated"
+
+
+@pytest.fixture
+def database(postgres: EmbeddedPostgres, migrated: str) -> Iterator[str]:
+    """The superuser's DSN of a database of this test's own that has every schema."""
+    with new_database(postgres, migrated) as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="session")

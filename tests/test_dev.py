@@ -195,11 +195,11 @@ def test_a_port_that_is_taken_is_one_sentence(start: Start, setting: str) -> Non
     assert dev.lines[-1] == told
 
 
-def test_a_postgresql_that_is_set_replaces_the_own_one(start: Start, database: str) -> None:
-    dev = start(postgres_dsn=database)
+def test_a_postgresql_that_is_set_replaces_the_own_one(start: Start, empty_database: str) -> None:
+    dev = start(postgres_dsn=empty_database)
     dev.serve()
     names = {process.name() for process in dev.family()}
     assert "postgres" not in names
     paste(dev.calls[0])
-    with psycopg.connect(database) as connection:
+    with psycopg.connect(empty_database) as connection:
         assert connection.execute("SELECT count(*) FROM users.users").fetchone() == (1,)

@@ -101,6 +101,7 @@ def test_reasons_exist(page: Path) -> None:
     reasons = {answer.reason for answer in ERRORS.rows.values()} | {UNKNOWN.reason}
     prefixes = (
         "KRONOS_",
+        "OTEL_",
         "CHECK_REASON_",
         "WATCHED_KIND_",
         "USER_EVENT_",

@@ -27,6 +27,7 @@ from kronos_db.backup.model import (
     Work,
 )
 from kronos_db.backup.pace import Pace
+from kronos_db.backup.priority import step_back
 from kronos_db.backup.programs import Programs, connection, failed, major_version
 from kronos_db.backup.sealed import CHUNK, blocks
 from kronos_db.backup.tar import Member, TarReader
@@ -211,6 +212,7 @@ class _Stream:
         finally:
             for descriptor in inherited:
                 os.close(descriptor)
+        step_back(self._process.pid)
         self.passed = 0
         self.total: int | None = None
         self._said = b""
@@ -285,6 +287,8 @@ class _Writer:
         self._thread.join()
 
     def _run(self, vault: Vault, name: str, key_id: str, pieces: Iterator[bytes]) -> None:
+        # With the threads that seal, which it starts.
+        step_back(threading.get_native_id())
         try:
             self._stored = vault.write(name, key_id, pieces)
         except BaseException as error:  # noqa: BLE001 - raised by `result`, in the thread that asks

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from kronos_db.routes.quotas import Rule, as_uuid, expiry
 from kronos_db.routes.store import QUERIES
-from kronos_db.runtime import deadline
+from kronos_db.runtime import deadline, tracing
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import load_queries
 from kronos_db.runtime.identifiers import uuid7
@@ -56,11 +56,12 @@ class Reply(NamedTuple):
 class _Group:
     """What one thread asks, and what it is answered."""
 
-    __slots__ = ("asks", "deadline", "error", "replies")
+    __slots__ = ("asks", "deadline", "error", "replies", "subject")
 
     def __init__(self, asks: Sequence[Ask]) -> None:
         self.asks = asks
         self.deadline = deadline.current.get()
+        self.subject = tracing.current.get()
         self.replies: list[Reply] | None = None
         self.error: Exception | None = None
 
@@ -103,6 +104,7 @@ class Counters:
         # The latest one: nobody's short deadline is to end what others wait for.
         limits = [group.deadline for group in groups if group.deadline is not None]
         before = deadline.current.set(max(limits) if len(limits) == len(groups) else None)
+        subject = tracing.current.set(tracing.together([group.subject for group in groups]))
         try:
             replies = iter(self._consume([ask for group in groups for ask in group.asks], remember, dry=False))
             for group in groups:
@@ -112,6 +114,7 @@ class Counters:
                 group.error = error
         finally:
             deadline.current.reset(before)
+            tracing.current.reset(subject)
 
     def _consume(self, asks: Sequence[Ask], remember: float, *, dry: bool) -> list[Reply]:
         items = [(item, ask.cost) for ask in asks for item in ask.items]

@@ -91,8 +91,8 @@ class Limiter:
             return
         try:
             counter, reset = self._name(key), f"{_NAME}reset:{once}"
-            if self._redis.ask(lambda redis: redis.set(reset, "", nx=True, ex=_RESET_REMEMBERED), reset):
-                self._redis.ask(lambda redis: redis.delete(counter), counter)
+            if self._redis.ask("SET", lambda redis: redis.set(reset, "", nx=True, ex=_RESET_REMEMBERED), reset):
+                self._redis.ask("DEL", lambda redis: redis.delete(counter), counter)
         except RedisAwayError:
             raise UnavailableError("Redis counts the quota and is away", retry_after=1.0) from None
 
@@ -106,7 +106,7 @@ class Limiter:
             raise RedisAwayError
         released = 0
         for names in self._redis.by_node(map(self._name, keys)).values():
-            removed = self._redis.ask(lambda redis: _remove(redis, names, lease), names[0])  # noqa: B023  # at once
+            removed = self._redis.ask("ZREM", lambda redis: _remove(redis, names, lease), names[0])  # noqa: B023  # at once
             released += sum(removed)
         return released
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
+from kronos_db.runtime import tracing
 from kronos_db.runtime.redis_clients import FAILURES, TIMEOUT, WHOLE, Invocation, Script, open_client
 
 __all__ = ["TIMEOUT", "Invocation", "RedisAwayError", "RedisFigures", "RedisServer", "Script"]
@@ -74,19 +75,21 @@ class RedisServer:
             found.setdefault(self._client.node_of(name), []).append(name)
         return found
 
-    def ask(self, work: Callable[[Any], Result], name: str = "") -> Result:
+    def ask(self, operation: str, work: Callable[[Any], Result], name: str = "") -> Result:
         """Return what `work` returns, which gets the client and asks for `name`, or what is on the same node.
 
-        Raises RedisAwayError; what was asked may be done then.
+        `operation` names it in traces, as Redis names its commands. Raises RedisAwayError; what was asked may be done
+        then.
         """
-        return self._asked(self._client.node_of(name) if name else WHOLE, lambda: work(self._client.commands()))
+        node = self._client.node_of(name) if name else WHOLE
+        return self._asked(node, operation, lambda: work(self._client.commands()))
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return the values of those of `names` that have one, as far as Redis answers."""
         found: dict[str, bytes] = {}
         for node, of_node in self.by_node(names).items():
             try:
-                values = self._asked(node, lambda: self._client.read(of_node))  # noqa: B023  # called at once
+                values = self._asked(node, "MGET", lambda: self._client.read(of_node))  # noqa: B023  # called at once
             except RedisAwayError:
                 continue
             found |= {name: value for name, value in zip(of_node, values, strict=True) if value is not None}
@@ -104,7 +107,7 @@ class RedisServer:
         for node, numbers in by_node.items():
             of_node = [invocations[number] for number in numbers]
             try:
-                found = self._asked(node, lambda: self._client.run(node, script, of_node))  # noqa: B023  # at once
+                found = self._asked(node, "EVALSHA", lambda: self._client.run(node, script, of_node))  # noqa: B023  # at once
             except RedisAwayError:
                 continue
             for number, answer in zip(numbers, found, strict=True):
@@ -128,9 +131,15 @@ class RedisServer:
         """Let go of the connections."""
         self._client.close()
 
-    def _asked(self, node: str, work: Callable[[], Result]) -> Result:
+    def _asked(self, node: str, operation: str, work: Callable[[], Result]) -> Result:
         if self._is_left_alone(node) or self.is_away:
             raise RedisAwayError
+        if tracing.span() is None:
+            return self._answered(node, work)
+        with tracing.within(f"redis {operation}", {"db.system.name": "redis", "db.operation.name": operation}):
+            return self._answered(node, work)
+
+    def _answered(self, node: str, work: Callable[[], Result]) -> Result:
         try:
             result = work()
         except FAILURES as error:

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 import structlog
 from greenlet import getcurrent, greenlet
 
-from kronos_db.runtime import deadline, issuer
+from kronos_db.runtime import deadline, issuer, tracing
 from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError, StatementTimeoutError, UnavailableError
 from kronos_db.runtime.parking import StepAside
 from kronos_db.runtime.reception import Completion, Job, Lane, Reception, leave
@@ -289,6 +289,7 @@ class _Call(greenlet):
         # Of the call that is set aside.
         self.deadline: float | None = None
         self.issuer = ""
+        self.subject: tracing.Subject | None = None
 
     def _serve(self, job: Job) -> None:
         while True:
@@ -344,6 +345,16 @@ class _Worker(threading.Thread):
                     self._fetch_and_resume()
                 else:
                     self._begin(following)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """End what is parked: with the thread gone it would never be freed, nor what it knows."""
+        for call in self._idle:
+            call.throw()
+        self._idle.clear()
+        # greenlet frees the main one with its thread when the collector shows nobody who holds it, and what was frozen
+        # the collector does not show.
+        del self._main
 
     def _following(self) -> Job | None:
         """Return the next call when there is one and it may still join those set aside."""
@@ -364,6 +375,7 @@ class _Worker(threading.Thread):
         """Park `call` until `key` was fetched; return what was found for it."""
         call.deadline = deadline.current.get()
         call.issuer = issuer.current.get()
+        call.subject = tracing.current.get()
         self._aside.setdefault(gatherer, {}).setdefault(key, []).append(call)
         self._count += 1
         return self._main.switch()
@@ -405,4 +417,5 @@ class _Worker(threading.Thread):
             deadline.current.set(_latest(waiting.values()))
             # One of those that it is fetched for: in the long run, each of them is.
             issuer.current.set(next(iter(waiting.values()))[0].issuer)
+            tracing.current.set(tracing.together([call.subject for calls in waiting.values() for call in calls]))
             yield waiting, gatherer.resolve(list(waiting))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from kronos_db.runtime import tracing
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -27,12 +29,14 @@ class Passwords:
 
     def hash(self, password: str) -> str:
         """Return the PHC string of `password` with a fresh salt."""
-        return self._hasher.hash(_prepared(password))
+        with tracing.within("argon2id hash", {}, calls_out=False):
+            return self._hasher.hash(_prepared(password))
 
     def check(self, password: str, stored: str | None) -> Verdict:
         """Tell whether `password` is the one of `stored`; None is nobody's and takes as long."""
         try:
-            self._hasher.verify(stored or self._nobodys, _prepared(password))
+            with tracing.within("argon2id verify", {}, calls_out=False):
+                self._hasher.verify(stored or self._nobodys, _prepared(password))
         except (VerificationError, InvalidHashError):
             return Verdict(matches=False)
         if stored is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from kronos_db.backup.model import (
     Step,
 )
 from kronos_db.backup.postgres import PostgresEngine, Setup
+from kronos_db.backup.sealed import _Cipher
 from tests.backup.conftest import ROWS, Chained, fill
 from tests.parts.backups import Make
 
@@ -79,11 +81,32 @@ def test_two_backups_at_once_are_refused(make: Make, tmp_path: Path) -> None:
     assert protected.engine().get(running).state is State.COMPLETE
 
 
-def test_a_backup_that_is_ended_early_has_failed_and_leaves_no_data(make: Make) -> None:
+def test_those_who_serve_go_first(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+    seal = _Cipher.seal
+
+    def looked(self: _Cipher, item: tuple[int, bytes, bool]) -> tuple[bytes, bytes]:
+        thread = threading.current_thread()
+        seen.append((thread.name.partition("_")[0], os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+        return seal(self, item)
+
+    monkeypatch.setattr(_Cipher, "seal", looked)
+    finish(make().engine().create(Kind.FULL))
+    of_base = {priority for name, priority in seen if name == "seal"}
+    # What is made in the caller's own thread, the record and the manifest, is short.
+    assert of_base == {19}
+    assert os.getpriority(os.PRIO_PROCESS, 0) < 19
+
+
+def test_a_backup_that_is_ended_early_has_failed_and_leaves_no_data(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     protected = make()
+    # It is over in less than the time between two reports.
+    monkeypatch.setattr("kronos_db.backup.create._TELL", 0.001)
     work = protected.engine().create(Kind.FULL)
     backup_id = next(work).backup_id
-    next(work)
+    assert next(work).step is Step.COPY
     work.close()
     [backup] = protected.engine().list()
     assert (backup.id, backup.state) == (backup_id, State.FAILED)

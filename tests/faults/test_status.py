@@ -35,7 +35,7 @@ from tests.parts.serving import Serving
 # Seconds in which what happened to a part is to be told, and in which an answer is to be there: what the contract says,
 # and what a machine that is busy with other tests may add.
 _TOLD = 2.0
-_ANSWER, _BUSY = 0.05, 0.2
+_ANSWER, _BUSY = 0.05, 1.0
 
 OK, DEGRADED, DOWN = pb.PART_STATE_OK, pb.PART_STATE_DEGRADED, pb.PART_STATE_DOWN
 

@@ -18,7 +18,7 @@ import psutil
 from kronos_db.config import PREFIX
 
 PROGRAM = str(Path(sys.executable).with_name("kronos-db"))
-_LIMIT = 60.0  # seconds
+_LIMIT = 120.0  # seconds, on a machine that does much else
 _LAST_LINE = "UsersService/ListUsers"
 # As without the settings of whoever runs the tests.
 _CHEAP = {

@@ -24,11 +24,11 @@ LIMIT = 20.0  # seconds that a test waits for anything
 
 
 @contextmanager
-def new_database(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """Yield the superuser's DSN of an empty database; it is dropped afterwards."""
+def new_database(postgres: EmbeddedPostgres, template: str = "template1") -> Iterator[str]:
+    """Yield the superuser's DSN of a copy of `template`, an empty database; it is dropped afterwards."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(postgres.dsn, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield postgres.dsn_for(name)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,6 +69,8 @@ class Serving:
         if self._channel is not None:
             self._channel.close()
         self.server.stop()
+        # A server that starts takes all there is for what it needs for ever; here it has an end.
+        gc.unfreeze()
 
     @property
     def channel(self) -> grpc.Channel:

@@ -134,7 +134,10 @@ def test_the_same_id_with_another_body(tokens: TokensServiceStub) -> None:
 
 
 def test_after_a_restart(fresh_serving: Serving) -> None:
-    request = pb.IssueTokenRequest(token=new(pb.TOKEN_KIND_REFRESH), request_id=str(uuid4()))
+    # For longer than a restart can take.
+    token = new(pb.TOKEN_KIND_REFRESH)
+    token.rotation_grace.seconds = 300
+    request = pb.IssueTokenRequest(token=token, request_id=str(uuid4()))
     first = TokensServiceStub(fresh_serving.channel_of("operator")).IssueToken(request)
     rotated = rotate(TokensServiceStub(fresh_serving.channel_of("operator")), first.issued.secret)
 

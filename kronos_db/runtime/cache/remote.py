@@ -79,7 +79,7 @@ class Remote:
         The lock opens by itself after `seconds`.
         """
         token = uuid4().hex
-        taken = self._try(lambda redis: redis.set(name, token, nx=True, px=int(seconds * 1000)) or False, name)
+        taken = self._try("SET", lambda redis: redis.set(name, token, nx=True, px=int(seconds * 1000)) or False, name)
         return None if taken is False else token
 
     def unlock(self, name: str, token: str) -> None:
@@ -113,12 +113,12 @@ class Remote:
             pipeline.execute()
 
         if values:
-            self._try(write, next(iter(values)))
+            self._try("SET", write, next(iter(values)))
 
-    def _try(self, call: Callable[[Any], Any], name: str) -> Any:
+    def _try(self, operation: str, call: Callable[[Any], Any], name: str) -> Any:
         """Return what `call` returns that asks for `name`, None when Redis is away."""
         try:
-            return self.server.ask(call, name)
+            return self.server.ask(operation, call, name)
         except RedisAwayError:
             return None
 

@@ -12,7 +12,7 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from kronos_db.runtime import deadline
+from kronos_db.runtime import deadline, tracing
 from kronos_db.runtime.database.changes import (
     About,
     Change,
@@ -29,6 +29,7 @@ from kronos_db.runtime.database.idempotency import PRIMARY_KEY, Idempotency, Mut
 from kronos_db.runtime.database.pool import Connection, Pool
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.database.standbys import NoStandbyError, Standbys
+from kronos_db.runtime.database.traced import begun, recorded, statement
 from kronos_db.runtime.database.transaction import Load, Params, Row, Transaction, set_limit
 from kronos_db.runtime.errors import ConflictError, PositionLostError
 from kronos_db.runtime.workers import about_to_block
@@ -101,24 +102,24 @@ class Database:
 
     def execute(self, query: Query, params: Params) -> int:
         """Run one statement that may be repeated without harm, on its own; return how many rows it touched."""
-        return self._attempt(_confirmed(lambda connection: Transaction(connection, self.limit).execute(query, params)))
+        return self._attempt(_confirmed(lambda connection: begun(connection, self.limit).execute(query, params)))
 
     def run(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
         """Run one writing statement that may be repeated without harm, on its own; return `make(*columns)` of rows."""
         return self._attempt(
-            _confirmed(lambda connection: Transaction(connection, self.limit).fetch_all(query, params, make))
+            _confirmed(lambda connection: begun(connection, self.limit).fetch_all(query, params, make))
         )
 
     def read(self, work: Callable[[Transaction], Result]) -> Result:
         """Run `work`, whose statements stand alone and may be repeated; again when a connection was lost."""
-        return self._attempt(lambda connection: work(Transaction(connection, self.limit)))
+        return self._attempt(lambda connection: work(begun(connection, self.limit)))
 
     def fetch_all_aside(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
         """As `fetch_all`, on a standby if one has everything that was acknowledged before: for what costs much."""
         if self.standbys is not None:
             try:
                 return self.standbys.read(
-                    lambda connection: Transaction(connection, self.limit).fetch_all(query, params, make)
+                    lambda connection: begun(connection, self.limit).fetch_all(query, params, make)
                 )
             except NoStandbyError:
                 # The primary answers.
@@ -151,7 +152,7 @@ class Database:
         back. Before it returns, no copy of what the write changed is answered from anywhere. Raises
         RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError, StatementTimeoutError.
         """
-        written = self._attempt(_confirmed(lambda connection: self._write_once(connection, work, mutation, load)))
+        written = self._attempt(self._whole(lambda connection: self._write_once(connection, work, mutation, load)))
         self._outdate(written)
         reply: Reply = written.reply
         return reply
@@ -168,7 +169,7 @@ class Database:
         finds out which of them had been answered before. Raises what `write` does.
         """
         written = self._attempt(
-            _confirmed(lambda connection: self._write_together_once(connection, work, mutations, load))
+            self._whole(lambda connection: self._write_together_once(connection, work, mutations, load))
         )
         self._outdate(written)
         replies: list[Reply] = written.reply
@@ -179,7 +180,7 @@ class Database:
 
         For what changes nothing of which copies are kept, and has no answer to be kept.
         """
-        return self._attempt(_confirmed(lambda connection: self._transact_once(connection, work)))
+        return self._attempt(self._whole(lambda connection: self._transact_once(connection, work)))
 
     def changes_since(self, position: Position, limit: int, *, whole: bool = True) -> Page:
         """Return at most `limit` changes that became visible after `position`, in commit order.
@@ -240,7 +241,7 @@ class Database:
         mutation: Mutation[Result, Reply],
         load: Load | None,
     ) -> _Written:
-        transaction = Transaction(connection)
+        transaction = begun(connection)
         after = None
         try:
             with _rolled_back_on_error(connection):
@@ -280,7 +281,7 @@ class Database:
         mutations: Sequence[Mutation[Result, Reply]],
         load: Load | None,
     ) -> _Written:
-        transaction = Transaction(connection)
+        transaction = begun(connection)
         with _rolled_back_on_error(connection), self._begun(connection, load):
             results = work(transaction)
             replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
@@ -300,7 +301,7 @@ class Database:
         if load is not None:
             connection.execute("BEGIN", binary=True)
             self._limit_statements(connection)
-            with connection.cursor().copy(load.query.text) as copy:
+            with statement(load.query), connection.cursor().copy(load.query.text) as copy:
                 copy.write(load.data)
         with connection.pipeline():
             if load is None:
@@ -312,7 +313,7 @@ class Database:
         with _rolled_back_on_error(connection), connection.pipeline():
             connection.execute("BEGIN", binary=True)
             self._limit_statements(connection)
-            result = work(Transaction(connection))
+            result = work(begun(connection))
             commit = connection.execute("COMMIT", binary=True)
         if commit.statusmessage != "COMMIT":
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
@@ -339,13 +340,17 @@ class Database:
 
     def _append(self, connection: Connection, changes: Sequence[Change]) -> None:
         if changes:
-            connection.execute(self._log.queries["append"].text, self._log.columns(changes), binary=True)
+            connection.issue(self._log.queries["append"], self._log.columns(changes))
 
     def _look_after_commit(self, connection: Connection, tags: Sequence[str]) -> psycopg.Cursor[Any] | None:
         """Ask for the snapshot, and for other holders of copies, in the round trip of the COMMIT."""
         if not tags or self.copies is None:
             return None
-        return connection.execute(self._log.queries["after_commit"].text, {"holder": self.copies.holder}, binary=True)
+        return connection.issue(self._log.queries["after_commit"], {"holder": self.copies.holder})
+
+    def _whole(self, run: Callable[[Connection], Result]) -> Callable[[Connection], Result]:
+        """Return `run`, which is a whole transaction, so that it is confirmed, and is a span where that is wanted."""
+        return recorded(self.domain, _confirmed(run)) if tracing.span() is not None else _confirmed(run)
 
     def _attempt(self, run: Callable[[Connection], Result]) -> Result:
         about_to_block()

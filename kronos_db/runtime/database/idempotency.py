@@ -64,7 +64,7 @@ class Idempotency:
     ) -> None:
         """Queue the row that holds `reply`; the transaction fails on PRIMARY_KEY when the call was answered before."""
         if random.randrange(_PURGE_ODDS) == 0:
-            connection.execute(self._queries["purge"].text, binary=True)
+            connection.issue(self._queries["purge"])
         params = {
             "caller": mutation.caller,
             "request_id": mutation.request_id,
@@ -73,7 +73,7 @@ class Idempotency:
             "tags": tags,
             "window": mutation.window,
         }
-        connection.execute(self._queries["keep"].text, params, binary=True)
+        connection.issue(self._queries["keep"], params)
 
     def keep_all(
         self,
@@ -84,7 +84,7 @@ class Idempotency:
     ) -> None:
         """Queue the rows that hold `replies`, as `keep` does, with one statement."""
         if random.randrange(_PURGE_ODDS) < len(mutations):
-            connection.execute(self._queries["purge"].text, binary=True)
+            connection.issue(self._queries["purge"])
         params = {
             "callers": [mutation.caller for mutation in mutations],
             # As texts that PostgreSQL takes apart: psycopg would look at each value to make an array of them.
@@ -94,7 +94,7 @@ class Idempotency:
             "tags": tags,
             "windows": f"{{{','.join([str(mutation.window) for mutation in mutations])}}}",
         }
-        connection.execute(self._queries["keep_all"].text, params, binary=True)
+        connection.issue(self._queries["keep_all"], params)
 
     def recall(self, connection: Connection, mutation: Mutation[Result, Reply]) -> Earlier[Reply] | None:
         """Return the stored answer of this call, or None when it was never answered.
@@ -102,7 +102,7 @@ class Idempotency:
         Raises RequestIdReusedError when the id was used for another request.
         """
         params = {"caller": mutation.caller, "request_id": mutation.request_id}
-        row = connection.execute(self._queries["recall"].text, params, binary=True).fetchone()
+        row = connection.issue(self._queries["recall"], params).fetchone()
         if row is None:
             return None
         fingerprint, reply, tags = row

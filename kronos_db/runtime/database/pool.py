@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,9 @@ from psycopg.errors import Diagnostic
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from kronos_db.runtime import deadline
+from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.errors import DeadlineTooShortError, KronosError, OverloadedError, UnavailableError
+from kronos_db.runtime.issuer import ISSUED
 
 Value = TypeVar("Value")
 
@@ -55,6 +57,11 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         with super().pipeline() as pipeline:
             pipeline._communicate_gen = partial(_queue, pipeline)  # type: ignore[method-assign]  # noqa: SLF001
             yield pipeline
+
+    def issue(self, query: Query, params: Mapping[str, Any] | None = None) -> psycopg.Cursor[Any]:
+        """Run a statement that goes with those of a call, and take note of whose method issues it."""
+        ISSUED.note(query.text)
+        return self.execute(query.text, params, binary=True)
 
     def note(self, notice: Diagnostic) -> None:
         """Take a notice of the server."""

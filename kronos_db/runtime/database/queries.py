@@ -15,6 +15,7 @@ from pathlib import Path
 
 _BLOCK = re.compile(r"^-- (name|fragment): *(\w+) *$", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
+_LABEL = re.compile(r"/\* (\w+:\w+) \*/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,12 @@ class Query:
     text: str
     comment: str
     prepared: bool
+
+    @property
+    def label(self) -> str:
+        """`<schema>:<name>`, by which PostgreSQL's log and traces know it."""
+        match = _LABEL.match(self.text)
+        return match[1] if match else self.name
 
 
 def load_queries(path: Path, schema: str) -> Mapping[str, Query]:

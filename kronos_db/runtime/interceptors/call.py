@@ -14,6 +14,7 @@ from kronos_db.runtime.database.idempotency import Mutation, Result
 from kronos_db.runtime.errors import OverloadedError
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.parking import Parked
+from kronos_db.runtime.tracing import Trace
 
 Answer = TypeVar("Answer", bound=Message)
 # What passes each message of a call on its way: returns it, or another in its place, and refuses by raising.
@@ -54,6 +55,7 @@ class Call:
         "standby",
         "started",
         "taken",
+        "trace",
         "validate_only",
         "waited",
         "waiting",
@@ -69,6 +71,8 @@ class Call:
         self.metadata: dict[str, str | bytes] = dict(context.invocation_metadata() or ())
         # Names the call in logs and in answers; from the caller's x-request-id or made here.
         self.request_id = ""
+        # Where it stands in a trace; None when its caller names none and none is recorded.
+        self.trace: Trace | None = None
         # Who calls, as the access policy names it; empty until authentication.
         self.caller = ""
         # What the access policy grants it beside the method.

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 
-from kronos_db.runtime import deadline, issuer
+from kronos_db.runtime import deadline, issuer, tracing
 from kronos_db.runtime.errors import ShuttingDownError
 from kronos_db.runtime.feed.limits import CallerStreams
 from kronos_db.runtime.interceptors.call import Step
@@ -275,6 +275,7 @@ class _Line:
         """Do what is next; on a worker."""
         deadline.current.set(self._call.deadline)
         issuer.current.set(self._call.method.path)
+        tracing.current.set(self._call)
         try:
             self._events.popleft()()
         except Exception as error:  # noqa: BLE001  # answered and logged by the errors interceptor
@@ -282,6 +283,7 @@ class _Line:
         finally:
             deadline.current.set(None)
             issuer.current.set("")
+            tracing.current.set(None)
         with self._lock:
             self._busy = bool(self._events)
         if self._busy:

@@ -58,15 +58,23 @@ class CallOutlet:
 
     def on_taken(self, taken: Callable[[], None]) -> bool:
         """Have `taken` called, on gRPC's thread and under its lock, when a message has passed flow control."""
-        condition = getattr(getattr(self._call.context, "_state", None), "condition", None)
-        if not isinstance(condition, Condition):
-            return False
-        condition.on_notify = taken
-        return True
+        return tell_taken(self._call.context, taken)
 
     def on_closed(self, closed: Callable[[], None]) -> bool:
         """Have `closed` called when gRPC is done with the call."""
         return self._call.context.add_callback(closed)
+
+
+def tell_taken(context: grpc.ServicerContext, taken: Callable[[], None]) -> bool:
+    """Have sends on a stream raise SentWithoutWaiting instead of waiting, and `taken` called as `on_taken` says.
+
+    False, and nothing changes, where the server does not receive by `runtime/reception.py`.
+    """
+    condition = getattr(getattr(context, "_state", None), "condition", None)
+    if not isinstance(condition, Condition):
+        return False
+    condition.on_notify = taken
+    return True
 
 
 def pushes(

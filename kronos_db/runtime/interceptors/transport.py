@@ -43,6 +43,8 @@ class Transport:
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.max_pings_without_data", 0),
+                # So may callers about us, on streams that are quiet for hours; more often costs them the connection.
+                ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
                 # Calls that arrive faster than they are let in wait. Beyond 1,000 gRPC would cancel some of them at
                 # random, as when all watchers of a process that ended come at once.
                 ("grpc.server.max_pending_requests", calls),

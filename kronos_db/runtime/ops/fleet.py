@@ -27,7 +27,14 @@ _MOST_FORWARDED = 8
 # Seconds that one takes that only reads and says nothing else, that any takes at most, and that are waited beyond that.
 _READ_TIMEOUT, _LONGEST, _MARGIN = 30.0, 3600.0, 5.0
 _READING = ("GET", "HEAD")
-_REQUEST_HEADERS = ("authorization", "x-request-id", "content-type", "request-timeout")
+_REQUEST_HEADERS = (
+    "authorization",
+    "x-request-id",
+    "traceparent",
+    "tracestate",
+    "content-type",
+    "request-timeout",
+)
 _ANSWER_HEADERS = ("X-Request-Id", "Retry-After", "WWW-Authenticate", "Allow")
 # Metrics of the process itself: told apart by process, not added up.
 _OWN = ("process_", "python_")

@@ -28,7 +28,7 @@ MOST_CALLS = 8
 TIMEOUT_HEADER = "request-timeout"
 LONGEST_TIMEOUT = 3600.0
 # What becomes metadata of the call.
-_PASSED_ON = ("authorization", "x-request-id")
+_PASSED_ON = ("authorization", "x-request-id", "traceparent", "tracestate")
 _STATUS_KEY = "grpc-status-details-bin"
 _REQUEST_ID = "x-request-id"
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from typing import Any
 
+import grpc
 import structlog
 from grpc_health.v1.health import OVERALL_HEALTH, HealthServicer
-from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from kronos_db.runtime.interceptors.outlet import tell_taken
 from kronos_db.runtime.ops.readiness import OK, SERVER, Readiness
+from kronos_db.runtime.pusher import Pusher
+from kronos_db.runtime.reception import SentWithoutWaiting
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +32,8 @@ class Health:
         unknown = {part for parts in services.values() for part in parts} - readiness.parts
         if unknown:
             raise ValueError(f"no readiness check is called {', '.join(sorted(unknown))}")
-        self.servicer = HealthServicer()
+        self._pusher = Pusher()
+        self.servicer = _Servicer(self._pusher)
         self._readiness = readiness
         self._needs = {OVERALL_HEALTH: readiness.parts} | {
             service: frozenset({SERVER, *parts}) for service, parts in services.items()
@@ -35,6 +43,7 @@ class Health:
         self._shown: dict[str, bool] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="health", daemon=True)
+        self._pusher.start()
         self._show(frozenset())
         readiness.on_drain(self._drain)
 
@@ -48,6 +57,7 @@ class Health:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(self._interval)
+        self._pusher.stop()
 
     def refresh(self) -> None:
         """Bring every status up to what readiness reports now."""
@@ -76,3 +86,59 @@ class Health:
                 self.refresh()
             except Exception:
                 log.exception("health not refreshed")
+
+
+class _Servicer(HealthServicer):  # type: ignore[misc]  # grpcio-health-checking has no types
+    """The standard servicer, which calls its watchers back under its lock: here none of these calls waits.
+
+    A send waits until gRPC's thread says that the message is out, and that thread takes the lock when a watcher leaves.
+    """
+
+    def __init__(self, pusher: Pusher) -> None:
+        super().__init__()
+        self._pusher = pusher
+
+    def Watch(
+        self, request: HealthCheckRequest, context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]
+    ) -> None:
+        """Tell the status of a service, and each change of it."""
+        watcher = _Watcher(send_response_callback, self._pusher)
+        watcher.follow(getattr(context, "context", context))
+        super().Watch(request, context, watcher.show)
+
+
+class _Watcher:
+    """A caller that watches. One that is slow to read is told the newest status alone; nobody waits for it."""
+
+    def __init__(self, send: Callable[[Any], None], pusher: Pusher) -> None:
+        self._send = send
+        self._pusher = pusher
+        self._newest: deque[HealthCheckResponse] = deque(maxlen=1)
+        self._in_flight = False
+        self._tells = False
+
+    def follow(self, context: grpc.ServicerContext) -> None:
+        self._tells = tell_taken(context, self._taken)
+
+    def show(self, response: HealthCheckResponse | None) -> None:
+        """Tell a status soon; None when the call is over."""
+        if response is None:
+            self._send(None)
+            return
+        self._newest.append(response)
+        self._pusher.wake(self)
+
+    def push(self) -> None:
+        if self._in_flight or not self._newest:
+            return
+        self._in_flight = self._tells
+        with suppress(SentWithoutWaiting):
+            self._send(self._newest.popleft())
+
+    def end(self, error: Exception) -> None:
+        self._send(error)
+
+    def _taken(self) -> None:
+        # On gRPC's thread, under the lock of the call.
+        self._in_flight = False
+        self._pusher.wake(self)

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 import structlog
 from structlog.typing import EventDict, Processor
 
+from kronos_db.runtime import tracing
 from kronos_db.runtime.ops.output import Output
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -40,6 +41,7 @@ def configure_logs(level: Level, format: Format) -> None:  # noqa: A002 - the se
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _name_subject,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             *(_json_lines() if format == "json" else _console_lines()),
@@ -54,6 +56,13 @@ def configure_logs(level: Level, format: Format) -> None:  # noqa: A002 - the se
     root.handlers[:] = [_ToStructlog()]
     root.setLevel(severity)
     logging.captureWarnings(capture=True)
+
+
+def _name_subject(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Add the names of the call that is worked for."""
+    for name, value in tracing.names().items():
+        event.setdefault(name, value)
+    return event
 
 
 def _json_lines() -> list[Processor]:

@@ -84,49 +84,49 @@ ALL = sorted(
 CHAIN = [*RUNTIME, "things/0001_create", "things/0002_more"]
 
 
-def test_fresh_and_repeated(database: str, folder: Path, role: Role) -> None:
+def test_fresh_and_repeated(empty_database: str, folder: Path, role: Role) -> None:
     told: list[tuple[str, str]] = []
-    fresh = migrator(database, folder, role)
+    fresh = migrator(empty_database, folder, role)
     assert fresh.applied() == []
     assert fresh.migrate(lambda *what: told.append(what)) == len(CHAIN)
     assert told == [("things", name) for name in CHAIN]
-    assert tables(database) == ALL
-    assert tables(database, "public") == []
+    assert tables(empty_database) == ALL
+    assert tables(empty_database, "public") == []
     first = fresh.applied()
     assert [row.name for row in first] == CHAIN
-    assert migrator(database, folder, role).migrate(lambda *what: told.append(what)) == 0
+    assert migrator(empty_database, folder, role).migrate(lambda *what: told.append(what)) == 0
     assert fresh.applied() == first
     assert len(told) == len(CHAIN)
 
 
-def test_what_was_added_later_is_applied_alone(database: str, folder: Path, role: Role) -> None:
-    migrator(database, folder, role).migrate(ignore)
+def test_what_was_added_later_is_applied_alone(empty_database: str, folder: Path, role: Role) -> None:
+    migrator(empty_database, folder, role).migrate(ignore)
     (folder / "0003_later.sql").write_text("ALTER TABLE thing ADD COLUMN later int;")
     told: list[str] = []
-    assert migrator(database, folder, role).migrate(lambda _domain, name: told.append(name)) == 1
+    assert migrator(empty_database, folder, role).migrate(lambda _domain, name: told.append(name)) == 1
     assert told == ["things/0003_later"]
 
 
-def test_threads_at_once_apply_each_migration_once(database: str, folder: Path, role: Role) -> None:
+def test_threads_at_once_apply_each_migration_once(empty_database: str, folder: Path, role: Role) -> None:
     barrier = threading.Barrier(6, timeout=LIMIT)
 
     def migrate(_number: int) -> int:
         barrier.wait()
-        return migrator(database, folder, role).migrate(ignore)
+        return migrator(empty_database, folder, role).migrate(ignore)
 
     with ThreadPoolExecutor(6) as threads:
         assert sorted(threads.map(migrate, range(6))) == [0, 0, 0, 0, 0, len(CHAIN)]
-    assert tables(database) == ALL
+    assert tables(empty_database) == ALL
 
 
-def test_processes_at_once_apply_each_migration_once(database: str, folder: Path, role: Role) -> None:
+def test_processes_at_once_apply_each_migration_once(empty_database: str, folder: Path, role: Role) -> None:
     program = (
         "import sys; from pathlib import Path; from kronos_db.runtime.database.migrations import *; "
         "sys.stdin.readline(); dsn, folder, role = sys.argv[1:]; "
         "m = Migrator('things', dsn, chain('things', Path(folder)), Role(role, 'secret'), 3.0); "
         "print(m.migrate(lambda d, n: None))"
     )
-    command = [sys.executable, "-c", program, database, str(folder), role.name]
+    command = [sys.executable, "-c", program, empty_database, str(folder), role.name]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(3)]  # type: ignore[call-overload] # a dict
     outcomes = [process.communicate("go\n", timeout=60) for process in processes]
@@ -149,80 +149,82 @@ def test_databases_at_once_make_one_role(postgres: EmbeddedPostgres, folder: Pat
             assert sum(threads.map(migrate, (a, b), (role, role))) == (2 * len(CHAIN) if attempt == 0 else 0)
 
 
-def test_a_failing_migration_rolls_back_whole_and_is_named(database: str, folder: Path, role: Role) -> None:
+def test_a_failing_migration_rolls_back_whole_and_is_named(empty_database: str, folder: Path, role: Role) -> None:
     broken = folder / "0003_broken.sql"
     broken.write_text("CREATE TABLE half (id int);\nINSERT INTO half VALUES (1);\nSELECT 1 / 0;")
     with pytest.raises(MigrationFailedError) as caught:
-        migrator(database, folder, role).migrate(ignore)
+        migrator(empty_database, folder, role).migrate(ignore)
     assert str(broken) in str(caught.value)
     assert "division by zero" in str(caught.value)
-    assert tables(database) == ALL, "what came before stays"
-    assert [row.name for row in migrator(database, folder, role).applied()] == CHAIN
+    assert tables(empty_database) == ALL, "what came before stays"
+    assert [row.name for row in migrator(empty_database, folder, role).applied()] == CHAIN
     broken.write_text("CREATE TABLE half (id int);")
-    assert migrator(database, folder, role).migrate(ignore) == 1
+    assert migrator(empty_database, folder, role).migrate(ignore) == 1
 
 
 def test_a_locked_table_is_waited_for_a_while(
-    database: str, folder: Path, role: Role, monkeypatch: pytest.MonkeyPatch
+    empty_database: str, folder: Path, role: Role, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "_LOCK_TIMEOUT", "200ms")
-    migrator(database, folder, role).migrate(ignore)
+    migrator(empty_database, folder, role).migrate(ignore)
     (folder / "0003_alter.sql").write_text("ALTER TABLE thing ADD COLUMN later int;")
-    with psycopg.connect(database) as holder:
+    with psycopg.connect(empty_database) as holder:
         holder.execute("SELECT * FROM things.thing")
         started = time.monotonic()
         with pytest.raises(MigrationFailedError, match=r"0003_alter\.sql failed: .*lock timeout"):
-            migrator(database, folder, role).migrate(ignore)
+            migrator(empty_database, folder, role).migrate(ignore)
         assert 0.2 <= time.monotonic() - started < LIMIT
         holder.rollback()
-        assert migrator(database, folder, role).migrate(ignore) == 1
+        assert migrator(empty_database, folder, role).migrate(ignore) == 1
 
 
-def test_a_slow_migration_is_ended(database: str, folder: Path, role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_migration_is_ended(
+    empty_database: str, folder: Path, role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(migrations, "_STATEMENT_TIMEOUT", "200ms")
     (folder / "0003_slow.sql").write_text("SELECT pg_sleep(60);")
     with pytest.raises(MigrationFailedError, match=r"0003_slow\.sql failed: .*statement timeout"):
-        migrator(database, folder, role).migrate(ignore)
+        migrator(empty_database, folder, role).migrate(ignore)
 
 
 def test_another_migrator_is_waited_for_a_while(
-    database: str, folder: Path, role: Role, monkeypatch: pytest.MonkeyPatch
+    empty_database: str, folder: Path, role: Role, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "_WAIT_FOR_OTHER_MIGRATOR", "200ms")
-    with psycopg.connect(database, autocommit=True) as holder:
+    with psycopg.connect(empty_database, autocommit=True) as holder:
         holder.execute("SELECT pg_advisory_lock(%s, hashtext('things'))", [migrations._LOCK_CLASS])
         with pytest.raises(MigrationFailedError, match="things: waiting for another migrator failed"):
-            migrator(database, folder, role).migrate(ignore)
-    assert migrator(database, folder, role).migrate(ignore) == len(CHAIN)
+            migrator(empty_database, folder, role).migrate(ignore)
+    assert migrator(empty_database, folder, role).migrate(ignore) == len(CHAIN)
 
 
-def test_a_migrator_that_dies_leaves_no_lock(database: str, folder: Path, role: Role) -> None:
-    holder = psycopg.connect(database, autocommit=True)
+def test_a_migrator_that_dies_leaves_no_lock(empty_database: str, folder: Path, role: Role) -> None:
+    holder = psycopg.connect(empty_database, autocommit=True)
     holder.execute("SELECT pg_advisory_lock(%s, hashtext('things'))", [migrations._LOCK_CLASS])
-    with psycopg.connect(database, autocommit=True) as other:
+    with psycopg.connect(empty_database, autocommit=True) as other:
         other.execute("SELECT pg_terminate_backend(%s)", [holder.info.backend_pid])
-    assert migrator(database, folder, role).migrate(ignore) == len(CHAIN)
+    assert migrator(empty_database, folder, role).migrate(ignore) == len(CHAIN)
     holder.close()
 
 
-def test_a_newer_schema_is_refused(database: str, folder: Path, role: Role) -> None:
-    migrator(database, folder, role).migrate(ignore)
+def test_a_newer_schema_is_refused(empty_database: str, folder: Path, role: Role) -> None:
+    migrator(empty_database, folder, role).migrate(ignore)
     (folder / "0002_more.sql").rename(folder.parent / "gone.sql")
     with pytest.raises(SchemaTooNewError, match="things/0002_more"):
-        migrator(database, folder, role).migrate(ignore)
+        migrator(empty_database, folder, role).migrate(ignore)
 
 
-def test_a_changed_migration_is_refused(database: str, folder: Path, role: Role) -> None:
-    migrator(database, folder, role).migrate(ignore)
+def test_a_changed_migration_is_refused(empty_database: str, folder: Path, role: Role) -> None:
+    migrator(empty_database, folder, role).migrate(ignore)
     (folder / "0001_create.sql").write_text("CREATE TABLE thing (id bigint PRIMARY KEY);")
     (folder / "0003_later.sql").write_text("CREATE TABLE later (id int);")
     with pytest.raises(MigrationChangedError, match="things/0001_create"):
-        migrator(database, folder, role).migrate(ignore)
-    assert tables(database) == ALL
+        migrator(empty_database, folder, role).migrate(ignore)
+    assert tables(empty_database) == ALL
 
 
-def test_no_server_is_a_sentence_without_the_password(database: str, folder: Path, role: Role) -> None:
-    away = make_conninfo(database, host="127.0.0.1", port=1, password="very secret")
+def test_no_server_is_a_sentence_without_the_password(empty_database: str, folder: Path, role: Role) -> None:
+    away = make_conninfo(empty_database, host="127.0.0.1", port=1, password="very secret")
     calls: list[Callable[[], object]] = [
         lambda: migrator(away, folder, role).migrate(ignore),
         migrator(away, folder, role).applied,
@@ -237,17 +239,17 @@ def test_no_server_is_a_sentence_without_the_password(database: str, folder: Pat
 
 
 @pytest.fixture
-def as_things(database: str, folder: Path, role: Role) -> Iterator[psycopg.Connection[Any]]:
+def as_things(empty_database: str, folder: Path, role: Role) -> Iterator[psycopg.Connection[Any]]:
     """A connection of the domain's role, in a database with another domain and a table that is nobody's."""
-    migrator(database, folder, role).migrate(ignore)
+    migrator(empty_database, folder, role).migrate(ignore)
     others = folder.parent / "others"
     others.mkdir()
     (others / "0001_create.sql").write_text("CREATE TABLE private (id int);")
-    migrator(database, others, Role(f"{role.name}_2", PASSWORD), "others").migrate(ignore)
-    with psycopg.connect(database, autocommit=True) as admin:
+    migrator(empty_database, others, Role(f"{role.name}_2", PASSWORD), "others").migrate(ignore)
+    with psycopg.connect(empty_database, autocommit=True) as admin:
         admin.execute("CREATE TABLE public.stray (id int)")
     assert role.password is not None
-    with psycopg.connect(as_role(database, role.name, role.password), autocommit=True) as connection:
+    with psycopg.connect(as_role(empty_database, role.name, role.password), autocommit=True) as connection:
         yield connection
 
 
@@ -326,26 +328,26 @@ def test_no_password_is_in_the_log(talkative: EmbeddedPostgres, folder: Path) ->
     assert "Tr0ub4dor" not in log
 
 
-def test_a_changed_secret_changes_the_password(database: str, folder: Path, role: Role) -> None:
-    migrator(database, folder, role).migrate(ignore)
-    migrator(database, folder, Role(role.name, "the next")).migrate(ignore)
-    psycopg.connect(as_role(database, role.name, "the next")).close()
+def test_a_changed_secret_changes_the_password(empty_database: str, folder: Path, role: Role) -> None:
+    migrator(empty_database, folder, role).migrate(ignore)
+    migrator(empty_database, folder, Role(role.name, "the next")).migrate(ignore)
+    psycopg.connect(as_role(empty_database, role.name, "the next")).close()
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        psycopg.connect(as_role(database, role.name, PASSWORD))
+        psycopg.connect(as_role(empty_database, role.name, PASSWORD))
 
 
-def test_a_role_without_a_password_here_keeps_the_one_it_has(database: str, folder: Path, role: Role) -> None:
-    migrator(database, folder, role).migrate(ignore)
-    migrator(database, folder, Role(role.name, None)).migrate(ignore)
-    psycopg.connect(as_role(database, role.name, PASSWORD)).close()
+def test_a_role_without_a_password_here_keeps_the_one_it_has(empty_database: str, folder: Path, role: Role) -> None:
+    migrator(empty_database, folder, role).migrate(ignore)
+    migrator(empty_database, folder, Role(role.name, None)).migrate(ignore)
+    psycopg.connect(as_role(empty_database, role.name, PASSWORD)).close()
 
 
-def test_a_password_that_is_right_is_not_set_again(database: str, folder: Path, role: Role) -> None:
+def test_a_password_that_is_right_is_not_set_again(empty_database: str, folder: Path, role: Role) -> None:
     """A new salt would void what a pgBouncer remembers of its clients' logins."""
-    with psycopg.connect(database, autocommit=True) as admin:
+    with psycopg.connect(empty_database, autocommit=True) as admin:
         verifiers = []
         for _ in range(2):
-            migrator(database, folder, role).migrate(ignore)
+            migrator(empty_database, folder, role).migrate(ignore)
             found = admin.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", [role.name]).fetchone()
             verifiers.append(found)
     assert verifiers[0] == verifiers[1]

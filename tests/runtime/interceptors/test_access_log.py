@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextvars import copy_context
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from kronos_db.runtime import tracing
 from kronos_db.runtime.interceptors.access_log import AccessLog
+from kronos_db.runtime.interceptors.method import Method
 from tests.parts.eventually import eventually
 from tests.parts.refusal import refused
 from tests.runtime.interceptors.probe import ALL_KINDS, SERVICE, Probe, ProbeServer
@@ -39,7 +42,8 @@ def test_what_grpc_would_not_carry_is_replaced_too(given: str | bytes) -> None:
     call: Any = _Call({"x-request-id": given})
     begin = AccessLog().begin(_METHOD)
 
-    begin(call)
+    # As gRPC does: what is at hand there is of that call alone.
+    copy_context().run(begin, call)
 
     assert UUID(call.request_id).version == 7
     assert call.context.trailing == (("x-request-id", call.request_id),)
@@ -47,6 +51,29 @@ def test_what_grpc_would_not_carry_is_replaced_too(given: str | bytes) -> None:
 
 def test_a_call_without_a_name_gets_one(probe: ProbeServer) -> None:
     assert UUID(_request_id(probe)).version == 7
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_the_line_has_the_callers_place_in_its_trace(probe: ProbeServer, kind: str) -> None:
+    trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    probe.call(kind, Probe(), metadata=[("traceparent", f"00-{trace_id}-{span_id}-01")])
+    probe.call(kind, Probe(), metadata=[("traceparent", f"00-{trace_id}-not one-01")])
+
+    eventually(lambda: len(probe.lines) == 2)
+    assert (probe.lines[0]["trace_id"], probe.lines[0]["span_id"]) == (trace_id, span_id)
+    assert not {"trace_id", "span_id"} & set(probe.lines[1])
+
+
+def test_what_is_logged_meanwhile_is_of_the_call(probe: ProbeServer) -> None:
+    seen: list[tracing.Subject | None] = []
+
+    def answer(request: Any, _call: object) -> Any:
+        seen.append(tracing.current.get())
+        return request
+
+    probe.on["Unary"] = answer
+    names = [_request_id(probe) for _ in range(3)]
+    assert [subject and subject.request_id for subject in seen] == names
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -85,4 +112,4 @@ class _Call:
         self.request_id = ""
 
 
-_METHOD: Any = None
+_METHOD = Method(Probe.DESCRIPTOR.file.services_by_name["ProbeService"].methods_by_name["Unary"])

@@ -81,6 +81,22 @@ def test_secrets_stay_out() -> None:
         assert "sesame" not in json.dumps(line)
 
 
+def test_every_line_of_a_call_names_it() -> None:
+    program = """
+from types import SimpleNamespace
+from kronos_db.runtime import tracing
+tracing.current.set(SimpleNamespace(request_id="r1", trace=tracing.Trace("t1", "s1")))
+log.warning("a"); logging.getLogger("lib").warning("b"); log.warning("c", request_id="r2")
+tracing.current.set(None)
+log.warning("d")
+"""
+    first, second, third, fourth = lines(program)
+    for line in (first, second, third):
+        assert (line["trace_id"], line["span_id"]) == ("t1", "s1")
+    assert [first["request_id"], second["request_id"], third["request_id"]] == ["r1", "r1", "r2"]
+    assert not {"request_id", "trace_id", "span_id"} & set(fourth)
+
+
 def test_lines_for_people() -> None:
     text = run(SECRETS + "log.info('hello', n=1, who='ann')", format="console")
     assert "sesame" not in text
