@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import secrets
 import shlex
 import sys
 from pathlib import Path
@@ -94,7 +93,7 @@ def _announce(settings: Settings, token: str) -> None:
     address = "" if settings.grpc_listen == default else f" --address {settings.grpc_listen}"
     start = f"{shlex.quote(program if len(program) < len(sys.argv[0]) else sys.argv[0])} call{address} --token {token}"
     # A name that the data directory does not hold yet, so that the first call works after every start.
-    name = f"ann-{secrets.token_hex(3)}"
+    name = f"ann-{os.urandom(3).hex()}"
     user = json.dumps({"user": {"username": name, "email": f"{name}@example.org"}})
     count = settings.process_count
     print(
@@ -154,6 +153,34 @@ def migrate(
 
         schemas.migrate(settings, report)
         print(f"{len(applied)} applied." if applied else "Nothing to apply.")
+
+
+@app.command()
+def ready(
+    live: Annotated[bool, typer.Option("--live", help="Ask only whether the process answers.")] = False,
+) -> None:
+    """Ask the server of this machine whether it is ready (KRONOS_DB_OPS_LISTEN); the exit code is 1 when it is not."""
+    from kronos_db import ready_command  # noqa: PLC0415 - only here
+
+    print(ready_command.ask(load().ops_listen, "/livez" if live else "/readyz"))
+
+
+@app.command()
+def secrets(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where they go; made when it is not there.")],
+) -> None:
+    """Make the secrets of a first start: master key, role secret, and an access file with an operator's token.
+
+    What is there already stays.
+    """
+    from kronos_db import first_secrets  # noqa: PLC0415 - only here
+
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in first_secrets.make_secrets(folder, "operator"):
+            print(f"{path} made.")
+    except OSError as error:
+        raise typer.BadParameter(f"{folder}: {error.strerror}.") from None
 
 
 @app.command()

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import signal
 import threading
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from kronos_db import fleet, schemas
+from kronos_db import first_secrets, fleet, schemas
 from kronos_db.config import Settings
 from kronos_db.embedded.directory import DataDirectory
 from kronos_db.embedded.errors import StartCancelledError
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
-from kronos_db.runtime.crypto.master_key import FileMasterKeys, create_master_key_file
-from kronos_db.runtime.interceptors.authentication import hash_token, new_token
 from kronos_db.runtime.stopping import Stop
 
 CALLER = "developer"
@@ -98,36 +93,13 @@ def _addressed(settings: Settings, running: fleet.Serving) -> Settings:
 
 def _make_secrets(folder: Path) -> dict[str, str]:
     """Make what is missing of master key, role secret and credential; return the settings that name them."""
-    master_key, role_secret, token, access = (
-        folder / name for name in ("master.key", "role.secret", "token", "access.toml")
-    )
-    if not master_key.exists():
-        create_master_key_file(master_key)
-    if not role_secret.exists():
-        _write_private(role_secret, secrets.token_urlsafe(32))
-    if not token.exists():
-        _write_private(token, new_token())
-    hashed = hash_token(token.read_text(encoding="ascii"), FileMasterKeys(master_key))
-    if not access.exists() or hashed not in _tokens_of(access):
-        _write_private(access, f'[callers.{CALLER}]\ntokens = ["{hashed}"]\nallow = ["*"]\nmay = ["*"]\n')
+    if not (folder / first_secrets.TOKEN).exists():
+        (folder / first_secrets.ACCESS).unlink(missing_ok=True)
+    first_secrets.make_secrets(folder, CALLER)
+    if not first_secrets.knows_token(folder):
+        first_secrets.write_access(folder, CALLER)
     return {
-        "master_key_file": str(master_key),
-        "postgres_role_secret_file": str(role_secret),
-        "access_file": str(access),
+        "master_key_file": str(folder / first_secrets.MASTER_KEY),
+        "postgres_role_secret_file": str(folder / first_secrets.ROLE_SECRET),
+        "access_file": str(folder / first_secrets.ACCESS),
     }
-
-
-def _tokens_of(access: Path) -> list[str]:
-    callers = tomllib.loads(access.read_text(encoding="utf-8")).get("callers", {})
-    return [token for entry in callers.values() for token in entry.get("tokens", [])]
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)

@@ -70,7 +70,7 @@ class FileMasterKeys:
     """Master keys from a text file: per line an id, a blank and the base64 of 32 bytes; `#` begins a comment line.
 
     The first key is the current one, the others only unwrap. Raises MasterKeyFileError when the file is not there, may
-    be read by others, or is malformed.
+    be read by others, or is malformed. One that belongs to root may be read by the group of who is not root.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,10 +144,13 @@ def _read_private(path: Path) -> str:
         # Without O_NONBLOCK a named pipe would wait here for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             # Asked of the open file, so that nobody can exchange it in between.
-            mode = os.fstat(file.fileno()).st_mode
+            status = os.fstat(file.fileno())
+            mode = status.st_mode
             if not stat.S_ISREG(mode):
                 raise MasterKeyFileError(f"The master key file {path} is no regular file.")
-            if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            # Secrets of Kubernetes and credentials of systemd belong to root, and let our group alone read them.
+            shared = stat.S_IRGRP if status.st_uid == 0 != os.geteuid() else 0
+            if mode & (stat.S_IRWXG | stat.S_IRWXO) & ~shared:
                 raise MasterKeyFileError(
                     f"The master key file {path} is open to others (mode {stat.S_IMODE(mode):04o}); give it mode 0600."
                 )

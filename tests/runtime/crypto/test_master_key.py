@@ -102,6 +102,21 @@ def test_refuses_a_file_that_others_may_use(tmp_path: Path, mode: int) -> None:
         FileMasterKeys(key_file(tmp_path / "keys", f"a {KEY_A}\n", mode))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of root's")
+@pytest.mark.parametrize(("mode", "taken"), [(0o440, True), (0o640, True), (0o460, False), (0o444, False)])
+def test_takes_roots_file_for_our_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, taken: bool
+) -> None:
+    """As Kubernetes mounts a secret with fsGroup, and systemd a credential."""
+    path = key_file(tmp_path / "keys", f"a {KEY_A}\n", mode)
+    monkeypatch.setattr(os, "geteuid", lambda: 65532)
+    if taken:
+        assert FileMasterKeys(path).current_id == "a"
+    else:
+        with pytest.raises(MasterKeyFileError, match=f"mode {mode:04o}"):
+            FileMasterKeys(path)
+
+
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
