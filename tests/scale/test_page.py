@@ -139,7 +139,7 @@ WHERE contype = 'f' AND connamespace::regnamespace::text = ANY(%s) AND conparent
 
 
 @pytest.fixture(scope="module")
-def migrated(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[psycopg.Connection]:
+def catalog(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[psycopg.Connection]:
     with new_database(postgres) as dsn:
         schemas.migrate(settings_of(tmp_path_factory.mktemp("page"), dsn), lambda _domain, _name: None)
         with psycopg.connect(dsn) as connection:
@@ -161,8 +161,8 @@ def of(table: str) -> tuple[str, str]:
     return page.get(table) or page[general]
 
 
-def test_each_table_is_told_of_once_and_its_column_is_in_every_unique_key(migrated: psycopg.Connection) -> None:
-    rows = migrated.execute(_UNIQUE, [list(schemas.SERVED)]).fetchall()
+def test_each_table_is_told_of_once_and_its_column_is_in_every_unique_key(catalog: psycopg.Connection) -> None:
+    rows = catalog.execute(_UNIQUE, [list(schemas.SERVED)]).fetchall()
     assert len(rows) > 50
     for table, _, common in rows:
         column, why = of(table)
@@ -175,8 +175,8 @@ def test_each_table_is_told_of_once_and_its_column_is_in_every_unique_key(migrat
     assert told().keys() <= known, "the page tells of tables that are not there"
 
 
-def test_tables_that_refer_to_others_say_so(migrated: psycopg.Connection) -> None:
-    found = migrated.execute(_REFERENCES, [list(schemas.SERVED)]).fetchall()
+def test_tables_that_refer_to_others_say_so(catalog: psycopg.Connection) -> None:
+    found = catalog.execute(_REFERENCES, [list(schemas.SERVED)]).fetchall()
     assert found
     for table, target, columns in found:
         column, why = of(table)

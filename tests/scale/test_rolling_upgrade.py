@@ -193,7 +193,7 @@ def settings(folder: Path, dsn: str) -> tuple[dict[str, str], str]:
 
 
 @pytest.fixture
-def releases(database: str, tmp_path: Path) -> tuple[Release, Release, str]:
+def releases(empty_database: str, tmp_path: Path) -> tuple[Release, Release, str]:
     """The release before, this one, and the token that both know."""
     revision = release_before()
     if revision is None:
@@ -201,14 +201,14 @@ def releases(database: str, tmp_path: Path) -> tuple[Release, Release, str]:
     old = tmp_path / "before"
     old.mkdir()
     take_out(revision, old)
-    environment, token = settings(tmp_path, database)
+    environment, token = settings(tmp_path, empty_database)
     return Release(old, environment), Release(ROOT, environment), token
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(LIMIT * (4 + 4 * ROUNDS))
 def test_no_call_fails_while_processes_are_replaced_and_the_schema_migrates(
-    releases: tuple[Release, Release, str], database: str
+    releases: tuple[Release, Release, str], empty_database: str
 ) -> None:
     before, now, token = releases
     assert before.migrate()
@@ -233,7 +233,7 @@ def test_no_call_fails_while_processes_are_replaced_and_the_schema_migrates(
                 job.result(DEADLINE)
         assert load.failed == []
         load.check()
-        _the_next_release_migrates(database)
+        _the_next_release_migrates(empty_database)
         assert all(process.is_ready() for process in running), "the next upgrade would take all processes out at once"
     finally:
         load.close()
