@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from kronos_db.runtime.database.dsn import check_dsn, masked
+from kronos_db.runtime.redis_address import read_address
 
 PREFIX = "KRONOS_DB_"
 CONFIG_FILE = PREFIX + "CONFIG_FILE"
@@ -59,16 +60,7 @@ def _check_dsns(value: SecretStr) -> SecretStr:
 
 
 def _check_redis_url(value: SecretStr) -> SecretStr:
-    try:
-        url = urlsplit(value.get_secret_value())
-        port = url.port
-    except ValueError:
-        raise ValueError("must be a URL whose password spells reserved characters as %XX") from None
-    if "@" in url.path + url.query or url.fragment:
-        raise ValueError("must be a URL whose password spells reserved characters as %XX")
-    place = url.path if url.scheme == "unix" else url.hostname
-    if url.scheme not in ("redis", "rediss", "unix") or not place or port == 0:
-        raise ValueError("must be redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH")
+    read_address(value.get_secret_value())
     return value
 
 
@@ -139,8 +131,12 @@ class Settings(BaseSettings):
     )
     replica_dsns: Dsns | None = Field(
         None,
-        description="URLs of the standbys of the common database, with spaces between them: AdviseIndexes asks each "
-        "which indexes are used there, by the role of each domain.",
+        description="URLs of the standbys of the common database, with spaces between them, each of one standby. They "
+        "are asked what docs/scale.md lists, by the role of each domain, and AdviseIndexes asks each which indexes are "
+        "used there.",
+    )
+    replica_reads: bool = Field(
+        True, description="Whether reads that may go to a standby do; it answers when it has all that was acknowledged."
     )
     users_dsn: Dsn | None = _domain_dsn("users")
     users_direct_dsn: Dsn | None = _domain_direct_dsn("users")
@@ -172,8 +168,8 @@ class Settings(BaseSettings):
 
     query_dsn: Dsn | None = Field(
         None,
-        description="Replica of the common database on which AdminService.Query runs, by its own role. Default: "
-        "POSTGRES_DIRECT_DSN.",
+        description="Replica of the common database on which AdminService.Query runs, by its own role, when it "
+        "has everything that was acknowledged. Default, and where it runs else: POSTGRES_DIRECT_DSN.",
     )
     query_timeout: float = Field(15.0, gt=0, le=600, description="Seconds that a statement of an operator may take.")
     query_max_cost: int = Field(
@@ -188,7 +184,10 @@ class Settings(BaseSettings):
     )
 
     redis_url: RedisUrl | None = Field(
-        None, description="redis://, rediss:// or unix:// URL. Without it the server is slower, never wrong."
+        None,
+        description="redis://, rediss:// or unix:// URL of a Redis; redis+cluster://HOST:PORT,HOST:PORT of some nodes "
+        "of a Redis Cluster; redis+sentinel://HOST:PORT,HOST:PORT/SERVICE of sentinels and the master they keep; "
+        "rediss+… with TLS. Without it the server is slower, never wrong.",
     )
 
     cache_memory_bytes: int = Field(

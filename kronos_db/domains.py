@@ -24,7 +24,7 @@ from kronos_db.admin.figures import PostgresFigures
 from kronos_db.admin.model import ERRORS as ADMIN_ERRORS
 from kronos_db.admin.operations import Operations
 from kronos_db.admin.query_model import QueryLimits
-from kronos_db.admin.query_store import QueryStore
+from kronos_db.admin.query_store import Primaries, QueryStore
 from kronos_db.admin.querying import Querying
 from kronos_db.admin.recording import Recording
 from kronos_db.admin.service import AdminService
@@ -96,7 +96,7 @@ from kronos_db.runtime.parking import Parking
 from kronos_db.runtime.reception import Lane
 from kronos_db.runtime.redis import RedisServer
 from kronos_db.runtime.workers import Workers
-from kronos_db.schemas import known_migrations, open_reading, replicas, ways
+from kronos_db.schemas import known_migrations, open_reading, progress_of, replicas, ways
 from kronos_db.tokens.credentials import Credentials
 from kronos_db.tokens.identity import Identities
 from kronos_db.tokens.model import CAPABILITIES as TOKENS_CAPABILITIES
@@ -396,7 +396,13 @@ class Domains:
     def _new_querying(self) -> Querying:
         settings = self._process.settings
         places = open_reading(settings)
-        store = QueryStore({name: place.pool for name, place in places.items()})
+        primaries = {name: place.primary for name, place in places.items() if place.primary is not None}
+        # Any domain of the common database knows how far that has come.
+        common = [database for domain, database in self._databases.items() if settings.domain_dsn(domain) is None]
+        store = QueryStore(
+            {name: place.pool for name, place in places.items()},
+            primaries=Primaries(primaries, progress_of(common[0])) if primaries else None,
+        )
         self._stopping.append(store.close)
         limits = QueryLimits(
             settings.query_timeout, settings.query_max_cost, settings.query_max_rows, settings.query_max_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -17,12 +17,14 @@ from kronos_db.runtime.database.migrations import (
     Migration,
     Migrator,
     Role,
+    SchemaTooNewError,
     applied_as_seen_by,
     chain,
     pending,
 )
 from kronos_db.runtime.database.pool import Pool, PoolLimits
 from kronos_db.runtime.database.reading_role import READER, Part, ReadingRole, read_readable
+from kronos_db.runtime.database.standbys import Progress, Standbys
 from kronos_db.runtime.errors import OverloadedError, UnavailableError
 
 # The domains that have code: their migrations stand in the folder of the same name.
@@ -36,6 +38,8 @@ _MEMBER_OF: Mapping[str, Sequence[str]] = {"admin": ("pg_monitor",)}
 _MINIMUM_SECRET = 32
 # Seconds that the server may be silent beyond the time that a statement may take.
 _SILENCE_MARGIN = 5.0
+# Seconds that a read waits for a connection to a standby, before it goes to the primary.
+_STANDBY_TIMEOUT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,14 @@ class MigrationState:
 
 @dataclass(frozen=True, slots=True)
 class ReadingPlace:
-    """A database in which operators' statements run: connections of their role, and the relations that it may read."""
+    """A database in which operators' statements run: connections of their role, and the relations that it may read.
+
+    `primary` is where they run when `pool` leads to a standby that has not all that was acknowledged.
+    """
 
     pool: Pool
     relations: frozenset[str]
+    primary: Pool | None = None
 
 
 def open_database(settings: Settings, domain: str) -> Database:
@@ -67,7 +75,18 @@ def open_database(settings: Settings, domain: str) -> Database:
         settings.prepared_statements,
         settings.statement_timeout + _SILENCE_MARGIN,
     )
-    return Database(domain, Pool(domain, dsn, limits), settings.statement_timeout)
+    database = Database(domain, Pool(domain, dsn, limits), settings.statement_timeout)
+    standbys = replicas(settings, domain) if settings.replica_reads else []
+    if standbys:
+        short = replace(limits, timeout=_STANDBY_TIMEOUT)
+        pools = [Pool(f"{domain} standby {number}", dsn, short) for number, dsn in enumerate(standbys)]
+        database.standbys = Standbys(domain, pools, progress_of(database))
+    return database
+
+
+def progress_of(database: Database) -> Progress:
+    """Return what tells whether a standby has everything that was acknowledged in `database`."""
+    return Progress(database.domain, lambda query, make: database.fetch_all(query, {}, make))
 
 
 def listening_dsns(settings: Settings, domains: Iterable[str]) -> dict[str, str]:
@@ -107,16 +126,22 @@ def _listening_dsn(settings: Settings, domain: str) -> str:
     return dsn if direct is None or role.password is None else as_role(direct, role.name, role.password)
 
 
-def shortfall(domain: str, database: Database) -> str | None:
+def shortfall(domain: str, database: Database, *, serving: bool = False) -> str | None:
     """Return one sentence why the schema of `domain` cannot be served yet, None when it can.
 
-    Raises SchemaTooNewError or MigrationChangedError when waiting does not help.
+    Who is `serving` already bears a newer schema: each migration leaves the release before it working, and runs while
+    that serves. Raises SchemaTooNewError or MigrationChangedError when waiting does not help.
     """
     try:
         applied = applied_as_seen_by(database)
     except (UnavailableError, OverloadedError):
         return "PostgreSQL does not answer"
-    missing = pending(_chain(domain), applied)
+    try:
+        missing = pending(_chain(domain), applied)
+    except SchemaTooNewError:
+        if serving:
+            return None
+        raise
     return f"{len(missing)} migrations are pending; run `kronos-db migrate`" if missing else None
 
 
@@ -164,9 +189,13 @@ def open_reading(settings: Settings) -> dict[str, ReadingPlace]:
     password = _derived_password(settings, READER)
     places: dict[str, ReadingPlace] = {}
     shared = [domain for domain in SERVED if settings.domain_dsn(domain) is None]
-    common = settings.query_dsn or settings.postgres_direct_dsn or settings.postgres_dsn
+    primary = settings.postgres_direct_dsn or settings.postgres_dsn
+    common = settings.query_dsn or primary
     if common is not None and shared:
         place = _reading_place(settings, as_role(common.get_secret_value(), READER, password), shared)
+        if settings.query_dsn is not None and primary is not None:
+            other = _reading_place(settings, as_role(primary.get_secret_value(), READER, password), shared)
+            place = replace(place, primary=other.pool)
         places.update(dict.fromkeys(["", *shared], place))
     for domain in SERVED:
         direct = settings.domain_direct_dsn(domain)

@@ -25,6 +25,7 @@ from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.marks import Marks
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, MasterKeys
 from kronos_db.runtime.database.data_keys import DataKeys
+from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import KronosError
 from kronos_db.runtime.feed.feeds import Feeds
 from kronos_db.runtime.interceptors.access_log import AccessLog
@@ -105,11 +106,14 @@ class Server:
         self._overload = Overload(_limits(settings), self._workers.expected_wait, self._metrics.refused)
         self._feeds = Feeds(listening_dsns(settings, SERVED), settings.caller_streams)
         self._conversations = Conversations(self._workers.post, self._feeds.pusher, self._feeds.streams)
-        for domain, database in self._databases.items():
-            self.readiness.add(domain, partial(shortfall, domain, database))
         self._serving = threading.Event()
+        for domain, database in self._databases.items():
+            self.readiness.add(domain, partial(self._shortfall, domain, database))
         self.readiness.add("grpc", lambda: None if self._serving.is_set() else "does not answer calls yet")
         saturation.watch_pools(self.registry, {name: database.pool for name, database in self._databases.items()})
+        saturation.watch_standbys(
+            self.registry, {name: db.standbys.counts for name, db in self._databases.items() if db.standbys is not None}
+        )
         saturation.watch_calls(self.registry, self._overload.running, self._workers.queued)
         saturation.watch_streams(self.registry, self._feeds.watched, lambda: self._feeds.notifier.failures)
         # Not those of now: a scrape must not wait for a pool that is exhausted.
@@ -195,7 +199,7 @@ class Server:
             self._redis.close()
         self._feeds.stop()
         for database in self._databases.values():
-            database.pool.close()
+            database.close()
         self._ops.stop()
         if self._tracer is not None:
             self._tracer.stop(max(_LAST_SPANS, drained - monotonic()))
@@ -214,6 +218,9 @@ class Server:
                 told = missing
             stopped.wait(_POLL)
         return False
+
+    def _shortfall(self, domain: str, database: Database) -> str | None:
+        return shortfall(domain, database, serving=self._serving.is_set())
 
     def _build_domains(self) -> Domains:
         rings = {domain: KeyRing(domain, self._masters, DataKeys(db)) for domain, db in self._databases.items()}

@@ -104,6 +104,7 @@ def metrics_page() -> str:
     rpc.for_method("unary", "example", "Example").handled("OK", 0.0)
     rpc.refused("example", "limit")
     saturation.watch_pools(registry, {"example": SimpleNamespace(stats=dict)})
+    saturation.watch_standbys(registry, {"example": {"served": 0}})
     saturation.watch_calls(registry, lambda: {"example": 0}, lambda: {Lane("example", "call"): 0})
     saturation.watch_streams(registry, lambda: {"example": 0}, int)
     saturation.watch_parts(registry, lambda: {"example": "ok"})

@@ -1,8 +1,9 @@
 """Makes the gRPC service config that callers take: which methods may be repeated, and how (gRFC A6).
 
 The contract says it: a method with an `idempotency_level` may be sent again. Reads have no effect, and a write that
-carries a `request_id` gets its first answer. Of the codes only UNAVAILABLE is repeated: RESOURCE_EXHAUSTED would make
-an overload worse, and its RetryInfo says when to come back, which gRPC's own retries do not read.
+carries a `request_id` gets its first answer. Of the codes UNAVAILABLE is repeated, and CANCELLED: a server that shuts
+down drops calls with it that came in the last moment and that nobody took up. RESOURCE_EXHAUSTED would make an overload
+worse, and its RetryInfo says when to come back, which gRPC's own retries do not read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RETRY_POLICY = {
     "initialBackoff": "0.1s",
     "maxBackoff": "2s",
     "backoffMultiplier": 3,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 # An end for calls whose caller forgot to set a deadline; a shorter one counts.
 TIMEOUT = "300s"

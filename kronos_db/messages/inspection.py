@@ -44,7 +44,7 @@ class Inspection:
         after_time, after_id = after or ("-infinity", _NO_ID)
         params: dict[str, Any] = {"bin": queue.dead_bin, "after_time": after_time, "after_id": after_id, "limit": limit}
         params["bytes"] = PAGE_BYTES
-        rows = self._database.fetch_all(self._queries["list_dead_letters"], params, lambda *row: row)
+        rows = self._database.fetch_all_aside(self._queries["list_dead_letters"], params, lambda *row: row)
         return [DeadLetter(as_message(row[2:]), row[0], row[1]) for row in rows]
 
     def replay(self, queue: Queue, ids: Sequence[str], limit: int, mutation: Mutation[list[str], Reply]) -> Reply:

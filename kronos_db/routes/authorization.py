@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from kronos.routes.v1 import routes_pb2 as pb
 
-from kronos_db.routes.limiter import Demand, Limiter, Outcome
+from kronos_db.routes.demands import Demand, Outcome
+from kronos_db.routes.limiter import Limiter
 from kronos_db.routes.messages import ANYONE
 from kronos_db.routes.model import Access, Identities, Route
 from kronos_db.routes.quotas import State, Subject, response_headers

@@ -10,7 +10,8 @@ from kronos.routes.v1 import routes_pb2 as pb
 
 from kronos_db.routes import messages, model
 from kronos_db.routes.authorization import memory
-from kronos_db.routes.limiter import Demand, Limiter, Outcome
+from kronos_db.routes.demands import Demand, Outcome
+from kronos_db.routes.limiter import Limiter
 from kronos_db.routes.quotas import Rule, Subject
 from kronos_db.routes.store import RoutesStore
 from kronos_db.routes.table import Snapshot, Table
@@ -140,7 +141,7 @@ class QuotaMethods:
             limit=rule.size,
             used=state.used,
             remaining=state.remaining if state.counted else 0,
-            degraded=self._limiter.is_degraded(rule),
+            degraded=self._limiter.is_degraded(rule, demand.keys[0]),
         )
         if state.counted and state.reset is not None:
             messages.set_time(response.reset_time, time.time() + state.reset)

@@ -1,7 +1,7 @@
 -- Gives back what demands have consumed that were then denied elsewhere.
 --
 -- KEYS as in consume.lua. ARGV[1]: JSON list of demands: the place of its memory or 0, its lease, then of each item the
--- place of its counter, its kind and what was taken.
+-- place of its counter, its kind and what was taken. Answers 1.
 local clock = redis.call('TIME')
 local now = (clock[1] - 1735689600) * 8000000 + clock[2] * 8
 for _, demand in ipairs(cjson.decode(ARGV[1])) do
@@ -22,3 +22,4 @@ for _, demand in ipairs(cjson.decode(ARGV[1])) do
     end
   end
 end
+return 1

@@ -53,6 +53,10 @@ def test_a_replica_is_asked_in_place_of_the_common_database(tmp_path: Path) -> N
         found = conninfo_to_dict(places[""].pool._pool.conninfo)
         assert (found["host"], found["user"]) == ("replica,other", "kronos_query")
         assert places["users"] is places[""]
+        primary = places[""].primary
+        assert primary is not None
+        assert conninfo_to_dict(primary._pool.conninfo)["host"] == "primary"
+        primary.close()
     finally:
         places[""].pool.close()
 

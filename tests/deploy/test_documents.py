@@ -59,6 +59,9 @@ NOT_HERE: Mapping[str, str] = {
     "cp deploy/postgresql.conf ": "it wants Debian's PostgreSQL: the one of this test starts with that file",
     'echo "host replication ': "it wants Debian's PostgreSQL: test_container.py shows the same line of init.sh",
     "systemctl ": "there is no systemd: test_systemd.py has it read the units",
+    "KRONOS_DB_POSTGRES_DSN='host=pg1,pg2 ": "tests/scale/test_standbys.py has two hosts and promotes one",
+    "SELECT citus_": "there is no Citus: tests/scale/test_page.py reads the catalog instead",
+    "SELECT create_distributed_table": "the same",
     "kubectl ": "there is no cluster: test_kubernetes.py validates the same folder, test_engines.py the command",
 }
 # What tests/admin/test_backup_commands.py takes from the same page, and types.

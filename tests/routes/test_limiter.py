@@ -15,7 +15,8 @@ from kronos_db import schemas
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
 from kronos_db.routes.counters import Counters
-from kronos_db.routes.limiter import Demand, Limiter, Outcome
+from kronos_db.routes.demands import Demand, Outcome
+from kronos_db.routes.limiter import Limiter
 from kronos_db.routes.model import ConsumptionReusedError, Failure, Kind, LeaseInvalidError
 from kronos_db.routes.quotas import DAY, Rule, Subject
 from kronos_db.runtime.database.database import Database
@@ -23,6 +24,7 @@ from kronos_db.runtime.errors import UnavailableError
 from kronos_db.runtime.redis import RedisServer
 from tests.parts.domain import new_database, opened, settings_of
 from tests.parts.eventually import eventually
+from tests.parts.redis_nodes import RedisCluster
 from tests.routes.population import stored_quota
 
 HOUR_US = 3_600_000_000
@@ -48,11 +50,18 @@ def with_redis(straight: Database, redis_server: EmbeddedRedis) -> Iterator[Limi
     server.close()
 
 
-@pytest.fixture(params=["redis", *WAYS])
+@pytest.fixture
+def with_cluster(straight: Database, redis_cluster: RedisCluster) -> Iterator[Limiter]:
+    server = RedisServer(redis_cluster.url)
+    yield Limiter(server, Counters(straight))
+    server.close()
+
+
+@pytest.fixture(params=["redis", "cluster", *WAYS])
 def limiter(request: pytest.FixtureRequest) -> Limiter:
-    """With Redis, and with PostgreSQL in its place, straight and through pgBouncers: what is decided is the same."""
-    if request.param == "redis":
-        made: Limiter = request.getfixturevalue("with_redis")
+    """With Redis, a cluster, and PostgreSQL in their place, straight and through pgBouncers: all decide the same."""
+    if request.param in {"redis", "cluster"}:
+        made: Limiter = request.getfixturevalue(f"with_{request.param}")
         return made
     return Limiter(None, Counters(request.getfixturevalue("databases")(request.param)))
 
@@ -285,24 +294,10 @@ def test_places_in_redis_do_not_outlive_their_leases(with_redis: Limiter, redis_
             assert 0 < client.pttl(name) <= 301_000
 
 
-class Away:
-    """A Redis that is away."""
-
-    is_away = True
-
-    def script(self, text: str) -> object:
-        return text
-
-    def ask(self, operation: str, work: Any) -> Any:
-        from kronos_db.runtime.redis import RedisAwayError  # noqa: PLC0415  # here alone
-
-        raise RedisAwayError
-
-
 @pytest.mark.parametrize("kind", [Kind.RATE, Kind.CONCURRENCY], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("shadow", [False, True], ids=["real", "shadow"])
 def test_failure_modes(straight: Database, kind: Kind, shadow: bool) -> None:
-    limiter = Limiter(Away(), Counters(straight))  # type: ignore[arg-type]  # a stand-in
+    limiter = Limiter(RedisServer("unix:///nowhere/redis.sock"), Counters(straight))
     calendar, key = quota(Kind.CALENDAR, 2), uuid4().hex
 
     refusing = [

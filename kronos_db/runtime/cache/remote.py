@@ -16,7 +16,7 @@ from queue import Empty, Full, Queue
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from kronos_db.runtime.redis import TIMEOUT, RedisAwayError, RedisServer
+from kronos_db.runtime.redis import TIMEOUT, Invocation, RedisAwayError, RedisServer, Script
 
 # Batches of values that wait to be written; more are dropped.
 _MOST_WAITING = 256
@@ -27,7 +27,7 @@ _MAC = 16
 _HEAD = struct.Struct(">QQH")
 _PLACE = 4
 # Removes a lock if it is still ours.
-_RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end"
+_RELEASE = Script.of("if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end")
 
 
 class Kept(NamedTuple):
@@ -45,7 +45,6 @@ class Remote:
     def __init__(self, server: RedisServer, key: bytes) -> None:
         self._key = key
         self.server = server
-        self._release = server.script(_RELEASE)
         self._stopped = False
         self._waiting: Queue[Mapping[str, Kept]] = Queue(_MOST_WAITING)
         self._writer = threading.Thread(target=self._write, name="redis writer", daemon=True)
@@ -59,13 +58,8 @@ class Remote:
 
     def get(self, names: Sequence[str]) -> dict[str, Kept]:
         """Return what is kept under `names`, one at least, and is whole; nothing when Redis does not answer."""
-        values = self._try("MGET", lambda redis: redis.mget(names)) or ()
-        found = {}
-        for name, value in zip(names, values, strict=False):
-            kept = None if value is None else self._opened(name, value)
-            if kept is not None:
-                found[name] = kept
-        return found
+        opened = {name: self._opened(name, value) for name, value in self.server.read(names).items()}
+        return {name: kept for name, kept in opened.items() if kept is not None}
 
     def put_soon(self, values: Mapping[str, Kept]) -> None:
         """Keep `values` as soon as there is time; when there is none they are dropped."""
@@ -76,14 +70,8 @@ class Remote:
 
     def put(self, values: Mapping[str, Kept]) -> None:
         """Keep `values` until their ends."""
-
-        def write(redis: Any) -> None:
-            pipeline = redis.pipeline(transaction=False)
-            for name, kept in values.items():
-                pipeline.set(name, self._closed(name, kept), pxat=kept.until)
-            pipeline.execute()
-
-        self._try("SET", write)
+        for names in self.server.by_node(values).values():
+            self._put({name: values[name] for name in names})
 
     def lock(self, name: str, seconds: float) -> str | None:
         """Return a token when nobody else has locked `name`; without Redis nobody is known to have.
@@ -91,12 +79,12 @@ class Remote:
         The lock opens by itself after `seconds`.
         """
         token = uuid4().hex
-        taken = self._try("SET", lambda redis: redis.set(name, token, nx=True, px=int(seconds * 1000)) or False)
+        taken = self._try("SET", lambda redis: redis.set(name, token, nx=True, px=int(seconds * 1000)) or False, name)
         return None if taken is False else token
 
     def unlock(self, name: str, token: str) -> None:
         """Open a lock if it is still the one of `token`."""
-        self._try("EVALSHA", lambda _: self._release(keys=[name], args=[token]))
+        self.server.run(_RELEASE, [Invocation([name], [token])])
 
     def close(self) -> None:
         """Stop writing; the server is let go of by whoever opened it."""
@@ -115,10 +103,22 @@ class Remote:
                     break
             self.put(gathered)
 
-    def _try(self, operation: str, call: Callable[[Any], Any]) -> Any:
-        """Return what `call` returns, None when Redis is away."""
+    def _put(self, values: Mapping[str, Kept]) -> None:
+        """Keep `values`, which are all of one node."""
+
+        def write(redis: Any) -> None:
+            pipeline = redis.pipeline(transaction=False)
+            for name, kept in values.items():
+                pipeline.set(name, self._closed(name, kept), pxat=kept.until)
+            pipeline.execute()
+
+        if values:
+            self._try("SET", write, next(iter(values)))
+
+    def _try(self, operation: str, call: Callable[[Any], Any], name: str) -> Any:
+        """Return what `call` returns that asks for `name`, None when Redis is away."""
         try:
-            return self.server.ask(operation, call)
+            return self.server.ask(operation, call, name)
         except RedisAwayError:
             return None
 

@@ -28,6 +28,7 @@ from kronos_db.runtime.database.failures import Failure, classify, translate, vi
 from kronos_db.runtime.database.idempotency import PRIMARY_KEY, Idempotency, Mutation, Reply, Result
 from kronos_db.runtime.database.pool import Connection, Pool
 from kronos_db.runtime.database.queries import Query
+from kronos_db.runtime.database.standbys import NoStandbyError, Standbys
 from kronos_db.runtime.database.traced import begun, recorded, statement
 from kronos_db.runtime.database.transaction import Load, Params, Row, Transaction, set_limit
 from kronos_db.runtime.errors import ConflictError, PositionLostError
@@ -73,7 +74,8 @@ class Database:
     """The database of one domain, through its own role.
 
     `copies` is told of what writes make old, `on_changed` that a write with changes was committed. `prepare` is given
-    their tags then, and may take a moment to make new copies, before the old ones are refused.
+    their tags then, and may take a moment to make new copies, before the old ones are refused. `standbys` are asked
+    what need not be read from the primary.
 
     `statement_timeout` is that of the role, in seconds. A call with less left of its deadline takes that as the limit
     of its statements.
@@ -86,6 +88,7 @@ class Database:
         self.copies: Copies | None = None
         self.on_changed: Callable[[], None] | None = None
         self.prepare: Callable[[Sequence[str]], None] | None = None
+        self.standbys: Standbys | None = None
         self._idempotency = Idempotency(domain)
         self._log = ChangeLog(domain)
 
@@ -110,6 +113,24 @@ class Database:
     def read(self, work: Callable[[Transaction], Result]) -> Result:
         """Run `work`, whose statements stand alone and may be repeated; again when a connection was lost."""
         return self._attempt(lambda connection: work(begun(connection, self.limit)))
+
+    def fetch_all_aside(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
+        """As `fetch_all`, on a standby if one has everything that was acknowledged before: for what costs much."""
+        if self.standbys is not None:
+            try:
+                return self.standbys.read(
+                    lambda connection: begun(connection, self.limit).fetch_all(query, params, make)
+                )
+            except NoStandbyError:
+                # The primary answers.
+                pass
+        return self.fetch_all(query, params, make)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.pool.close()
+        if self.standbys is not None:
+            self.standbys.close()
 
     def limit(self) -> str | None:
         """Return the statement_timeout that the call's deadline asks for, in ms; None when the role's is shorter.

@@ -79,7 +79,9 @@ def _masked_dsn(dsn: str) -> str:
 def _masked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        port = parts.port
+        # Schemes such as redis+cluster: have several hosts, each with a port.
+        several = "+" in parts.scheme
+        port = None if several else parts.port
     except ValueError:
         return MASK
     if "@" in parts.path + parts.query or parts.fragment:
@@ -89,5 +91,7 @@ def _masked_url(url: str) -> str:
     login = f"{user}@" if user else ""
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
     place = f"{host}:{port}" if port is not None else host
+    if several:
+        place = parts.netloc.rpartition("@")[2]
     pairs = [f"{name}={value}" if name in _PLAIN_PARAMETERS else MASK for name, value in parse_qsl(parts.query)]
     return f"{parts.scheme}://{login}{place}{parts.path}{'?' if pairs else ''}{'&'.join(pairs)}"

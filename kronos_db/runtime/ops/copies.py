@@ -78,7 +78,7 @@ def watch_redis(registry: CollectorRegistry, server: RedisServer) -> None:
     gauges(
         registry,
         "kronos_db_redis_away",
-        "Processes that leave Redis alone for now, because it did not answer.",
+        "Processes that leave Redis, or a node of its cluster, alone for now, because it did not answer.",
         [],
-        lambda: [((), float(server.is_away))],
+        lambda: [((), float(server.is_partly_away))],
     )

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
+from kronos_db.runtime.database.standbys import Outcome
 from kronos_db.runtime.ops.metrics import counters, gauges
 from kronos_db.runtime.ops.readiness import OK
 from kronos_db.runtime.reception import Lane
@@ -44,6 +45,17 @@ def watch_pools(registry: CollectorRegistry, pools: Mapping[str, Pooled]) -> Non
         ("kronos_db_pool_connections_lost_total", lost, "Connections found broken."),
     ):
         counters(registry, name, meaning, ["domain"], read(*keys))
+
+
+def watch_standbys(registry: CollectorRegistry, counts: Mapping[str, Mapping[Outcome, int]]) -> None:
+    """Register what became of reads that a standby may answer; `counts` by domain and outcome."""
+    counters(
+        registry,
+        "kronos_db_standby_reads_total",
+        "Reads that a standby may answer: served by it, or by the primary since it was behind or away.",
+        ["domain", "outcome"],
+        lambda: [((domain, outcome), count) for domain, found in counts.items() for outcome, count in found.items()],
+    )
 
 
 def watch_calls(

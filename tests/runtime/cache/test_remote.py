@@ -17,6 +17,7 @@ from kronos_db.runtime import redis as module
 from kronos_db.runtime.cache import remote as remote_module
 from kronos_db.runtime.cache.remote import Kept, Remote
 from kronos_db.runtime.redis import RedisServer
+from kronos_db.runtime.redis_clients import WHOLE
 from tests.parts.eventually import eventually
 
 KEY = b"k" * 32
@@ -198,14 +199,14 @@ def test_pauses_grow_to_a_bound_and_begin_anew(server: EmbeddedRedis, remote: Re
     pauses = []
     for _ in range(7):
         remote.get(["a"])
-        pauses.append(round(remote.server._away_until - clock.monotonic(), 1))
+        pauses.append(round(remote.server._away_until[WHOLE] - clock.monotonic(), 1))
         clock.ahead += module._LONGEST_PAUSE
     assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
     server.start()
     remote.get(["a"])
     server.kill()
     remote.get(["a"])
-    assert round(remote.server._away_until - clock.monotonic(), 1) == module._FIRST_PAUSE
+    assert round(remote.server._away_until[WHOLE] - clock.monotonic(), 1) == module._FIRST_PAUSE
 
 
 def test_calls_that_fail_together_are_one_failure(server: EmbeddedRedis, remote: Remote) -> None:
@@ -221,7 +222,7 @@ def test_calls_that_fail_together_are_one_failure(server: EmbeddedRedis, remote:
         thread.start()
     for thread in threads:
         thread.join(_ENOUGH)
-    assert remote.server._pause == 2 * module._FIRST_PAUSE
+    assert remote.server._pauses[WHOLE] == 2 * module._FIRST_PAUSE
 
 
 def test_a_redis_that_refuses_is_away_too(remote: Remote, raw: Any) -> None:
