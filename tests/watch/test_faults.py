@@ -1,7 +1,8 @@
 """Every alert that `test_fleet.py` leaves out, fired by a real fault: minutes, so only `make soak` does it.
 
-Hurried are the windows of rates (by 15) and the times for which an alert must hold (by 60), and the limits that each
-fault names are lowered: a day passes in no test. Everything else is as it is shipped, and what fails is real.
+Hurried are the windows of rates (by 15) and the times for which an alert must hold (by 60, to 10 s at most), and the
+limits that each fault names are lowered: a day passes in no test. Everything else is as it is shipped, and what fails
+is real.
 """
 
 from __future__ import annotations
