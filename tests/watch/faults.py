@@ -129,12 +129,12 @@ def a_lock(site: Site, load: Load) -> Iterator[None]:
 def no_postgres(site: Site, load: Load) -> Iterator[None]:
     """PostgreSQL is gone, calls go on, and a caller without a token comes again and again."""
     some = users_pb2.ListUsersRequest(page_size=1)
-    nobody = AdminServiceStub(site.channel)
+    nobody, ask = AdminServiceStub(site.channel), status_pb2.GetStatusRequest()
     site.postgres.stop("fast")
     try:
         with again_and_again(
             lambda: load.users.ListUsers(some, timeout=5),
-            lambda: nobody.GetStatus(status_pb2.GetStatusRequest(), timeout=5),
+            lambda: nobody.GetStatus(ask, timeout=5),
             threads=3,
         ):
             yield
