@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import grpc
 import psycopg
-from kronos.admin.v1 import backups_pb2, statements_pb2
+from kronos.admin.v1 import backups_pb2, statements_pb2, status_pb2
+from kronos.admin.v1.admin_pb2_grpc import AdminServiceStub
 from kronos.messages.v1 import messages_pb2
 from kronos.users.v1 import users_pb2
 from kronos.users.v1.users_pb2_grpc import UsersServiceStub
@@ -128,11 +129,13 @@ def a_lock(site: Site, load: Load) -> Iterator[None]:
 def no_postgres(site: Site, load: Load) -> Iterator[None]:
     """PostgreSQL is gone, calls go on, and a caller without a token comes again and again."""
     some = users_pb2.ListUsersRequest(page_size=1)
-    nobody = UsersServiceStub(site.channel)
+    nobody, ask = AdminServiceStub(site.channel), status_pb2.GetStatusRequest()
     site.postgres.stop("fast")
     try:
         with again_and_again(
-            lambda: load.users.ListUsers(some, timeout=5), lambda: nobody.ListUsers(some, timeout=5), threads=3
+            lambda: load.users.ListUsers(some, timeout=5),
+            lambda: nobody.GetStatus(ask, timeout=5),
+            threads=3,
         ):
             yield
     finally:
