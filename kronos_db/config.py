@@ -185,9 +185,8 @@ class Settings(BaseSettings):
 
     redis_url: RedisUrl | None = Field(
         None,
-        description="redis://, rediss:// or unix:// URL of a Redis; redis+cluster://HOST:PORT,HOST:PORT of some nodes "
-        "of a Redis Cluster; redis+sentinel://HOST:PORT,HOST:PORT/SERVICE of sentinels and the master they keep; "
-        "rediss+… with TLS. Without it the server is slower, never wrong.",
+        description="redis://, rediss:// or unix:// URL of a Redis; redis+cluster://HOST:PORT,… of nodes of a cluster; "
+        "redis+sentinel://HOST:PORT,…/SERVICE; rediss+… with TLS. Without it the server is slower, never wrong.",
     )
 
     cache_memory_bytes: int = Field(

@@ -27,6 +27,7 @@ _NEVER_ANSWERED = {
     "LeaseGoneError",
     "ListenError",
     "MigrationFailedError",
+    "NotReadyError",
     "SchemaTooNewError",
     "PolicyError",
     "OpsAddressError",

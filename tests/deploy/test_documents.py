@@ -353,7 +353,7 @@ def test_the_readme(checkout: Shell) -> None:
         if command.name == "make run":
             # It has been: what it would run is what the fixture runs, on ports that are free.
             plan = subprocess.run(
-                ["make", "--dry-run", "--assume-old=.venv/.installed", "run"],
+                ["make", "--no-print-directory", "--dry-run", "--assume-old=.venv/.installed", "run"],
                 cwd=ROOT,
                 capture_output=True,
                 text=True,

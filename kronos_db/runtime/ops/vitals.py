@@ -80,7 +80,8 @@ class Self:
     def announce(self, address: str) -> None:
         """Let the others know the ops address at which this process answers."""
         if self._shared is not None:
-            fresh = self._shared / f"ops-{self.slot}.new"
+            # One that is to end may still write the same: each has a draft of its own.
+            fresh = self._shared / f"ops-{self.slot}.{os.getpid()}.new"
             fresh.write_text(address, encoding="utf-8")
             # Whoever reads meanwhile gets the old address or the new one, and no half of it.
             fresh.replace(self._place(self.slot))

@@ -47,6 +47,7 @@ def test_no_query_of_any_domain_is_left_out() -> None:
         "idempotency.sql",
         "leases.sql",
         "renewal.sql",
+        "standbys.sql",
     ]
 
 
