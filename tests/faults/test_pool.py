@@ -99,6 +99,35 @@ def test_an_outage_with_a_full_queue_is_no_overload(users: Database, wire: Wire)
                 call.result(LIMIT)
 
 
+def test_an_outage_that_outlasts_all_who_wait_has_an_end(
+    world: World, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kronos_db.runtime.database.pool._RECONNECT", 0.1)
+    dsn, _role = _access(world.settings, "users")
+    pool = Pool("users", redirected(dsn, wire.address), PoolLimits(2, 2, timeout=0.2))
+    users = Database("users", pool)
+    try:
+        occupy_both(users)
+        wire.away.set()
+        wire.cut_all()
+        # Both places of the queue are taken by who gave up long ago, and the pool has given up too.
+        for _ in range(8):
+            with pytest.raises(UnavailableError):
+                users.fetch_one(COUNT, {}, int)
+        wait_until(lambda: pool.stats().get("requests_waiting") == 2, "the queue is not full")
+        wire.away.clear()
+        wait_until(lambda: answers(users), "it does not connect again")
+    finally:
+        pool.close()
+
+
+def answers(users: Database) -> bool:
+    try:
+        return users.fetch_one(COUNT, {}, int) == 0
+    except UnavailableError:
+        return False
+
+
 def test_a_closed_pool_is_unavailable(users: Database) -> None:
     users.pool.close()
     with pytest.raises(UnavailableError):

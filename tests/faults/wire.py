@@ -63,6 +63,8 @@ class Wire:
         self._faults: list[Fault] = []
         self._sockets: list[socket.socket] = []
         self._closed = False
+        # While it is set, who connects is cut off.
+        self.away = threading.Event()
         self.statements: list[str] = []
         threading.Thread(target=self._accept, name="wire", daemon=True).start()
 
@@ -110,6 +112,9 @@ class Wire:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self.away.is_set():
+                _cut(client)
+                continue
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             server = socket.socket(socket.AF_UNIX)
             try:

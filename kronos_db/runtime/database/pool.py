@@ -24,6 +24,8 @@ from kronos_db.runtime.issuer import ISSUED
 Value = TypeVar("Value")
 
 _WARNING = "01000"
+# Seconds for which the pauses between attempts to connect grow.
+_RECONNECT = 4.0
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
@@ -115,7 +117,8 @@ class Pool:
             name=name,
             num_workers=1,
             # Short, so that its growing pauses do not outlast the outage by much.
-            reconnect_timeout=4.0,
+            reconnect_timeout=_RECONNECT,
+            reconnect_failed=_go_on,
             open=False,
             kwargs={
                 "autocommit": True,
@@ -183,6 +186,15 @@ class Pool:
     def _count(self, change: int) -> None:
         with self._lock:
             self._lent += change
+
+
+def _go_on(pool: ConnectionPool[Connection]) -> None:
+    """Begin to connect anew: psycopg_pool would leave that to the next request.
+
+    When as many as may wait have waited in vain it refuses every request before that, and so never connects again.
+    """
+    if not pool.get_stats()["pool_size"]:
+        pool.check()
 
 
 def _hung_up(connection: Connection) -> bool:
