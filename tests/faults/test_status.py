@@ -176,7 +176,15 @@ def _answers(database: Database) -> bool:
 
 def _freeze(pid: int) -> Callable[[], None]:
     os.kill(pid, signal.SIGSTOP)
+    # Its threads stop one after the other, and until then one of them may still answer.
+    eventually(lambda: _stopped(pid), 20)
     return lambda: os.kill(pid, signal.SIGCONT)
+
+
+def _stopped(pid: int) -> bool:
+    """Tell whether all threads of a process stand still."""
+    stats = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def _stop_postgres(stand: Stand) -> Callable[[], None]:
