@@ -10,8 +10,9 @@ from kronos.admin.v1 import statements_pb2 as pb
 
 from kronos_db.admin.reading import Reader
 from kronos_db.admin.statement_store import Sources, StatementStore
-from kronos_db.admin.statements import Cost, Period, Session, Source, Target, UnknownDomainError, query_name
+from kronos_db.admin.statements import Cost, Period, Session, Source, Target, UnknownDomainError
 from kronos_db.runtime.database.idempotency import Mutation
+from kronos_db.runtime.database.queries import query_name
 from kronos_db.runtime.errors import BadRequestError, UnavailableError
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.paging import PageTokens, page_size

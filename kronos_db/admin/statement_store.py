@@ -23,12 +23,11 @@ from kronos_db.admin.statements import (
     UnknownDomainError,
     fingerprint,
     numbered,
-    query_name,
 )
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation, Reply
 from kronos_db.runtime.database.operating import OperatorConnection, connected
-from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.queries import load_queries, query_name
 from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import UnavailableError
 

@@ -12,7 +12,6 @@ import pglast
 
 from kronos_db.runtime.errors import KronosError
 
-_NAME = re.compile(r"/\* (\w+:\w+) \*/")
 _PLACE = re.compile(r"%\((\w+)\)s")
 
 
@@ -142,12 +141,6 @@ class Target:
     end: bool
     # Only look whether it is there.
     pretend: bool = False
-
-
-def query_name(text: str) -> str:
-    """Return `<domain>:<query>` of a statement that begins with its name; empty for others."""
-    found = _NAME.match(text)
-    return found.group(1) if found else ""
 
 
 def numbered(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 _BLOCK = re.compile(r"^-- (name|fragment): *(\w+) *$", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
-_LABEL = re.compile(r"/\* (\w+:\w+) \*/")
+_NAME = re.compile(r"/\* (\w+:\w+) \*/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,13 @@ class Query:
     @property
     def label(self) -> str:
         """`<schema>:<name>`, by which PostgreSQL's log and traces know it."""
-        match = _LABEL.match(self.text)
-        return match[1] if match else self.name
+        return query_name(self.text) or self.name
+
+
+def query_name(text: str) -> str:
+    """Return `<schema>:<query>` of a statement that begins with its name; empty for others."""
+    found = _NAME.match(text)
+    return found[1] if found else ""
 
 
 def load_queries(path: Path, schema: str) -> Mapping[str, Query]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from kronos_db.runtime import tracing
@@ -31,6 +31,8 @@ def recorded(domain: str, run: Callable[[Connection], Result]) -> Callable[[Conn
 
 def statement(query: Query, times: int = 1) -> AbstractContextManager[tracing.Span | None]:
     """Record the block, which runs `query` so many times, as a span with the query's name."""
+    if tracing.span() is None:
+        return nullcontext()
     schema, _, name = query.label.partition(":")
     attributes = _attributes(schema, name)
     return tracing.within(query.label, attributes if times == 1 else {**attributes, "db.operation.batch.size": times})
