@@ -77,7 +77,7 @@ revoked, others are introspected without a pause.
 
 **Rows of restricted SQL.** Eight statements that take all they can get, each for a second, while somebody else calls
 without a pause. A statement that computes keeps a core of PostgreSQL's machine busy, here one of two; any process does
-that to its neighbours, so the floor is a process of the lowest priority that counts as long.
+that to its neighbours, so a second row has beside it a process of the lowest priority that counts as long.
 
 **Rows of routes.** Matching alone is a loop in one thread, normalising of the path included. AuthorizeRequest asks
 Users whether the user is active and may. Its calls share one user, so all of them count in the same two counters: "a
