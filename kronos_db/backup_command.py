@@ -49,7 +49,7 @@ def create(  # noqa: PLR0917 - typer reads the options off the parameters
     token: _Token = None,
     tls_ca: _Ca = None,
 ) -> None:
-    """Make a backup. The server goes on when this is interrupted."""
+    """Make a backup, behind the run that is under way. The server goes on when this is interrupted."""
     asked = {"kind": "BACKUP_KIND_FULL" if full else "BACKUP_KIND_UNSPECIFIED", "label": label}
     with _connected(address, token, tls_ca) as client:
         backup = _followed(client, "CreateBackup", asked)["backup"]
@@ -244,26 +244,33 @@ def _connected(address: str | None, token: str | None, ca: Path | None) -> Itera
 
 
 def _followed(client: Client, name: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Call a method that follows a run, show how far it is, and return its last message; again when the server ends."""
+    """Call a method that follows a run, show how far it is, and return its last message.
+
+    Calls again when the server ends, and waits for another run that must end first: many begin by themselves.
+    """
     from kronos_db.client import CallError  # noqa: PLC0415 - only here
 
     method = client.method(f"AdminService/{name}")
     request = method.request(json.dumps({**asked, "request_id": str(uuid.uuid4())}))
     last: dict[str, Any] = {}
+    attempts = 0
     with _Bar(name) as bar:
-        for attempt in range(_MOST_ATTEMPTS):
+        while True:
             try:
                 for message in client.call(method, [request]):
                     last = method.fields(message)
                     bar.show(last.get("progress"))
             except CallError as error:
-                gone = error.code == "UNAVAILABLE" and error.reason in {None, "BACKUP_STREAM_ENDING"}
-                if not gone or attempt + 1 == _MOST_ATTEMPTS or not last:
-                    raise
+                if error.reason == "BACKUP_RUN_ACTIVE":
+                    bar.wait(f"behind {error.metadata['kind']} {error.metadata['run_id']}")
+                else:
+                    attempts += 1
+                    gone = error.code == "UNAVAILABLE" and error.reason in {None, "BACKUP_STREAM_ENDING"}
+                    if not gone or attempts == _MOST_ATTEMPTS or not last:
+                        raise
                 time.sleep(_PAUSE)
             else:
                 return last
-    return last
 
 
 def _done(name: str, work: Work[Any]) -> Any:
@@ -345,6 +352,12 @@ class _Bar:
 
     def __exit__(self, *_error: object) -> None:
         self._progress.stop()
+
+    def wait(self, what_for: str) -> None:
+        """Show that nothing goes on yet."""
+        if what_for != self._step:
+            self._step = what_for
+            self._progress.add_task(what_for, total=None)
 
     def show(self, progress: dict[str, Any] | None) -> None:
         """Show a BackupProgress."""

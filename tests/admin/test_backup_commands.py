@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,17 @@ def commands(heading: str) -> list[str]:
 
 def user(name: str) -> pb.CreateUserRequest:
     return pb.CreateUserRequest(user=pb.User(username=name, email=f"{name}@example.org"))
+
+
+def test_a_command_waits_for_the_run_that_is_under_way(site: Site) -> None:
+    """As on a new server, whose schedule has just begun a backup when its operator asks for one."""
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda n: site.run(f"kronos-db backup create --label {n} --json"), range(2)))
+    ids = {json.loads(each)["id"] for each in made}
+    assert len(ids) == 2
+    # The next tests look at what they make alone.
+    for each in sorted(ids, reverse=True):
+        site.run(f"kronos-db backup delete {each}")
 
 
 def test_day_by_day(site: Site) -> None:

@@ -27,6 +27,7 @@ from tests.messages.population import (
     stub,
     unique,
 )
+from tests.parts import threads
 from tests.parts.eventually import eventually
 from tests.parts.refusal import read, refused
 from tests.parts.serving import Serving
@@ -180,7 +181,7 @@ def test_an_idle_stream_holds_no_thread(serving: Serving, messages: MessagesServ
     with grpc.insecure_channel(serving.server.grpc_address, options) as channel:
         bearer = (("authorization", f"Bearer {serving.tokens['operator']}"),)
         consume = MessagesServiceStub(channel).ConsumeMessages
-        server_threads = _server_threads()
+        before = threads.held()
         calls = []
         for _ in range(100):
             request = pb.ConsumeMessagesRequest(queue=queue, credit_messages=1, credit_bytes=PLENTY)
@@ -189,14 +190,9 @@ def test_an_idle_stream_holds_no_thread(serving: Serving, messages: MessagesServ
         eventually(lambda: line.count >= 100, 20, lambda: line.count)
         enqueue(messages, queue, *map(str, range(100)))
         assert sorted(int(next(call).messages[0].message.payload) for call in calls) == list(range(100))
-        assert _server_threads() <= server_threads | {"renew leases", "waiting messages"}
+        assert threads.held() < before + threads.FEW
         for call in calls:
             call.cancel()
-
-
-def _server_threads() -> set[str]:
-    """The names of all threads that have one; those of clients, one for each call on which they speak, have none."""
-    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("Thread-")}
 
 
 def _endless(request: pb.ConsumeMessagesRequest) -> Iterator[pb.ConsumeMessagesRequest]:

@@ -25,6 +25,7 @@ from tests.messages.population import (
     sql,
     stub,
 )
+from tests.parts import threads
 from tests.parts.eventually import eventually
 from tests.parts.refusal import read
 from tests.parts.serving import Serving
@@ -184,13 +185,13 @@ def test_a_thousand_who_wait_hold_no_thread(
     # The clients' own threads are there.
     calls = [waits(each, queue, 60) for each in crowd]
     eventually(lambda: waiting(serving) == 4)
-    threads = threading.active_count()
+    before = threads.held()
 
     # Not all at once: a call takes up room of the domain until it has found that there is nothing.
     while len(calls) < 1000:
         calls += [waits(crowd[number % 4], queue, 60) for number in range(min(100, 1000 - len(calls)))]
         eventually(lambda: waiting(serving) == len(calls), 30, lambda: waiting(serving))  # noqa: B023
-    assert threading.active_count() <= threads
+    assert threads.held() < before + threads.FEW
     # Nor the room of calls that run.
     with ThreadPoolExecutor(8) as pool:
         assert len(list(pool.map(lambda n: enqueue(messages, other, str(n)), range(100)))) == 100

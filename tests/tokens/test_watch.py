@@ -12,6 +12,7 @@ from kronos.tokens.v1 import tokens_pb2 as pb
 from kronos.tokens.v1.tokens_pb2_grpc import TokensServiceStub
 
 from kronos_db.tokens import service
+from tests.parts import threads
 from tests.parts.refusal import refused
 from tests.parts.serving import Serving
 from tests.tokens.population import in_, issue, refresh, register, unique
@@ -176,18 +177,20 @@ def test_no_more_than_it_may_hold_and_it_says_so(own: TokensServiceStub, monkeyp
 
 
 def test_many_who_watch_hold_no_thread(tokens: TokensServiceStub) -> None:
-    streams = [watch(tokens) for _ in range(50)]
+    next(watch(tokens))
+    before = threads.held()
+    streams = [watch(tokens) for _ in range(100)]
     for stream in streams:
         next(stream)
-    before = threading.active_count()
+    assert threads.held() < before + threads.FEW
     device = unique("device")
 
     tokens.RevokeTokens(pb.RevokeTokensRequest(device_id=device))
 
-    with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda stream: what(told(stream, 1)[0]), streams))
-    assert found == [("device_id", device)] * 50
-    assert threading.active_count() <= before + 8
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda stream: what(told(stream, 1)[0]), streams))
+    assert found == [("device_id", device)] * 100
+    assert threads.held() < before + threads.FEW
     for stream in streams:
         stream.cancel()
 

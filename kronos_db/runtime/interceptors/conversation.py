@@ -70,7 +70,8 @@ class Replies:
         self._waiting: deque[Any] = deque()
         self._in_flight = False
         self._sent_at = 0.0
-        self._completing = False
+        # What the stream ends with behind what waits: None inside is OK.
+        self._last: tuple[Exception | None] | None = None
         # Called when a message was taken; on gRPC's thread, so it must return at once.
         self.on_taken: Callable[[], None] = _nothing
 
@@ -93,15 +94,20 @@ class Replies:
         self._waiting.append(message)
         self._pusher.wake(self)
 
+    @property
+    def ending(self) -> bool:
+        """Whether the stream is to end, so that nothing more is to be read."""
+        return self._last is not None
+
     def complete(self) -> None:
         """End the stream with OK, behind what waits."""
-        self._completing = True
+        self._last = self._last or (None,)
         self._pusher.wake(self)
 
     def end(self, error: Exception) -> None:
-        """End the stream with the answer of `error`; what waits is dropped."""
-        self._waiting.clear()
-        self._pushed.send(error)
+        """End the stream with the answer of `error`, behind what waits: that may tell what was done for good."""
+        self._last = (error,)
+        self._pusher.wake(self)
 
     def push(self) -> None:
         """Send what is next. For the pusher's thread."""
@@ -111,15 +117,15 @@ class Replies:
             self._in_flight, self._sent_at = True, time.monotonic()
             with suppress(SentWithoutWaiting):
                 self._pushed.send(self._waiting.popleft())
-        elif self._completing:
-            self._pushed.send(None)
+        elif self._last is not None:
+            self._pushed.send(*self._last)
 
     def taken(self) -> None:
         """Take note that the message in flight was taken. On gRPC's thread, under the lock of the call."""
         if not self._in_flight:
             return
         self._in_flight = False
-        if self._waiting or self._completing:
+        if self._waiting or self._last is not None:
             self._pusher.wake(self)
         if len(self._waiting) < _MOST_WAITING:
             self._drained()
@@ -144,12 +150,12 @@ class Conversations:
         self._closing = False
 
     def close(self) -> None:
-        """End all conversations with SHUTTING_DOWN, and refuse new ones the same way."""
+        """End all conversations with SHUTTING_DOWN, behind the replies to what was received; refuse new ones likewise."""
         with self._lock:
             self._closing = True
             lines = list(self._lines)
         for line in lines:
-            line.replies.end(ShuttingDownError(retry_after=1.0))
+            line.end(ShuttingDownError(retry_after=1.0))
 
     def run(self, handler: Callable[[Replies], Conversation], receive: Step, emit: Step) -> Callable[..., None]:
         """Compose a handler made by `converses`; `receive` and `emit` are the filters."""
@@ -215,6 +221,10 @@ class _Line:
             condition.on_notify = self._noticed
             self._read()
 
+    def end(self, error: Exception) -> None:
+        """End the conversation behind what is being done."""
+        self._post(partial(self.replies.end, error))
+
     def closed(self) -> None:
         """Take note that gRPC is done with the call. On gRPC's thread."""
         self._pushed.closed()
@@ -223,7 +233,9 @@ class _Line:
             self._post(self._conversation.closed)
 
     def _read(self) -> None:
-        """Ask for the next request. Nothing is asked of a call that is over."""
+        """Ask for the next request. Nothing is asked of a call that is over, or about to be."""
+        if self.replies.ending:
+            return
         with self._state.condition, suppress(grpc.RpcError, StopIteration):
             self._reading = True
             self._requests._raise_or_start_receive_message()  # noqa: SLF001

@@ -7,14 +7,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
 
-from kronos_db.runtime.errors import ShuttingDownError
 from kronos_db.runtime.interceptors import conversation as module
 from kronos_db.runtime.interceptors.conversation import Replies
 from tests.parts.eventually import eventually
-from tests.parts.refusal import read, refused
+from tests.parts.refusal import refused
 from tests.runtime.interceptors.probe import CALLER_STREAMS, Probe, ProbeServer, TeapotError
 
 # More than a window of flow control may ever hold.
@@ -26,6 +24,7 @@ class Echoing:
 
     def __init__(self, replies: Replies) -> None:
         self.replies = replies
+        self.begun = 0
         self.heard: list[str] = []
         self.threads: set[str] = set()
         self.finished = threading.Event()
@@ -36,6 +35,7 @@ class Echoing:
 
     def receive(self, message: Any) -> None:
         self.threads.add(threading.current_thread().name)
+        self.begun += 1
         assert self.go.wait(10)
         self.heard.append(message.name)
         if message.name == "teapot":
@@ -234,16 +234,43 @@ def test_all_end_when_the_process_ends(probe: ProbeServer, echoing: list[Echoing
         probe.conversations._closing = False
 
 
-def test_an_end_by_the_domain_drops_what_waits(probe: ProbeServer, echoing: list[Echoing]) -> None:
+def test_an_end_comes_behind_the_replies_that_wait(probe: ProbeServer, echoing: list[Echoing]) -> None:
+    """What was answered may be stored: the caller is to know, whatever came behind it."""
+
+    def begin(replies: Replies) -> Echoing:
+        echoing.append(Verbose(replies))
+        return echoing[-1]
+
+    probe.on["Converse"] = begin
     talk = Talk(probe)
-    talk.say("hello")
-    next(talk.stream)
-    echoing[0].replies.end(ShuttingDownError())
-    with pytest.raises(grpc.RpcError) as ended:
-        next(talk.stream)
-    assert read(ended.value).reason == "SHUTTING_DOWN"
+    talk.say(*["more"] * 50, "much too long a name", "never")
+    eventually(lambda: bool(echoing) and echoing[0].replies.ending)
+    assert echoing[0].replies.waiting > 10
+    answers: list[Any] = []
+    refusal = refused(lambda: answers.extend(talk.stream))
+    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "BAD_REQUEST")
+    assert len(answers) == len(echoing[0].heard) == 50
+    # Too late for both, and no harm.
     echoing[0].replies.send(Probe(name="late"))
     echoing[0].replies.complete()
+
+
+def test_a_process_that_ends_answers_what_it_received(probe: ProbeServer, echoing: list[Echoing]) -> None:
+    talk = Talk(probe)
+    talk.say("first")
+    next(talk.stream)
+    echoing[0].go.clear()
+    talk.say("last")
+    eventually(lambda: echoing[0].begun == 2)
+    try:
+        probe.conversations.close()
+        echoing[0].go.set()
+        answers: list[Any] = []
+        refusal = refused(lambda: answers.extend(talk.stream))
+    finally:
+        probe.conversations._closing = False
+    assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
+    assert [answer.name for answer in answers] == ["last"]
 
 
 def test_calls_and_messages_are_counted(probe: ProbeServer, echoing: list[Echoing]) -> None:
