@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +90,15 @@ def test_what_is_open_to_anybody(make: Callable[..., Serving], setting: str, hea
     assert _reflect(operator) == {*SERVICES.values(), *ADOPTED, "grpc.health.v1.Health"}
     if not health:
         assert refused(lambda: _health(serving.channel_of("reader"))).reason == "METHOD_NOT_ALLOWED"
+
+
+def test_a_server_that_stopped_is_forgotten(fresh_serving: Serving) -> None:
+    """What parks on threads that end would keep all that it knows."""
+    create(fresh_serving.users())
+    gone = weakref.ref(fresh_serving.server)
+    fresh_serving.restart()
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_hundred_idle_watchers_cost_no_thread_and_slow_nobody(serving: Serving) -> None:

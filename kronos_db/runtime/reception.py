@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from greenlet import getcurrent, greenlet
 
@@ -105,22 +105,17 @@ class Reception:
                 completion.finish()
                 return
         arguments[_STATE].condition = Condition()
-        receiver = self._idle.pop() if self._idle else _Receiver(self._serve)
-        receiver.switch(getattr(behavior, "lane", NO_LANE), (function, arguments, completion))
+        receiver = self._idle.pop() if self._idle else _new_receiver()
+        receiver.switch(self, getattr(behavior, "lane", NO_LANE), (function, arguments, completion))
 
-    def _serve(self, lane: Lane, job: Job) -> None:
-        """Receive for one call after the other: a new greenlet for each would cost an mmap."""
-        receiver = cast("_Receiver", getcurrent())
-        while True:
-            function, arguments, completion = job
-            request = arguments[_RECEIVE]()
-            if request is not None:
-                self._ready(lane, (function, _with_request(arguments, request), completion))
-            else:
-                leave(job)
-            del function, arguments, completion, request
-            self._idle.append(receiver)
-            lane, job = receiver.parent.switch()
+    def came(self, receiver: _Receiver, lane: Lane, job: Job, request: Any) -> None:
+        """Take the request of a call from a receiver, who is free again; None when the caller left."""
+        function, arguments, completion = job
+        if request is not None:
+            self._ready(lane, (function, _with_request(arguments, request), completion))
+        else:
+            leave(job)
+        self._idle.append(receiver)
 
 
 def _is_as_expected(arguments: tuple[Any, ...]) -> bool:
@@ -154,9 +149,26 @@ def leave(job: Job) -> None:
 
 
 class _Receiver(greenlet):
-    """Waits for requests without holding the thread."""
+    """Waits for requests without holding the thread, of one call after the other: a new one would cost an mmap.
+
+    One that is idle when gRPC's thread ends stays for ever: so it knows nothing meanwhile, not even by its arguments.
+    """
 
     parent: greenlet
+
+    def run(self) -> None:
+        """Receive for whom it is switched to with a reception, a lane and a job."""
+        while True:
+            reception, lane, job = self.parent.switch()
+            request = job[1][_RECEIVE]()
+            reception.came(self, lane, job, request)
+            del reception, lane, job, request
+
+
+def _new_receiver() -> _Receiver:
+    receiver = _Receiver()
+    receiver.switch()
+    return receiver
 
 
 class SentWithoutWaiting(Exception):  # noqa: N818  # says that all went well

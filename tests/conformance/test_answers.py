@@ -7,7 +7,9 @@ import importlib
 import pkgutil
 import re
 import string
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -86,20 +88,27 @@ def test_an_answer_keeps_to_the_form(answer: Answer) -> None:
     assert len(answer.sentence) < 200
 
 
+@cache
+def _keys_by_name() -> Mapping[str, set[str]]:
+    """Return the keys of metadata that the code gives, by the class that they are given to or in which they are."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for path in Path(kronos_db.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                calls = (call for call in ast.walk(node) if isinstance(call, ast.Call))
+                found[node.name] |= {key for call in calls for key in _keys(call)}
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                found[node.func.id] |= set(_keys(node))
+    return found
+
+
 def _keys_given(kind: type[KronosError]) -> set[str]:
     """Return the keys of metadata with which the code makes this exception, read from its source."""
     names = {each.__name__ for each in (kind, *_errors_below(kind))} | {
         base.__name__ for base in kind.__mro__ if issubclass(base, KronosError) and base is not KronosError
     }
-    keys: set[str] = set()
-    for path in Path(kronos_db.__file__).parent.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and node.name in names:
-                keys |= {key for call in ast.walk(node) if isinstance(call, ast.Call) for key in _keys(call)}
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
-                keys |= set(_keys(node))
-    return keys
+    by_name = _keys_by_name()
+    return {key for name in names for key in by_name.get(name, ())}
 
 
 def _keys(call: ast.Call) -> Iterator[str]:

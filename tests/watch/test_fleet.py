@@ -32,8 +32,7 @@ def resolved(expression: str, page: dict[str, Any], site: Site) -> str:
                 return expression
             chosen = "(" + "|".join(re.escape(value).replace("\\", "\\\\") for value in values) + ")"
             expression = expression.replace(f"${variable['name']}", chosen)
-    expression = expression.replace("$__rate_interval", RATE_INTERVAL)
-    return expression
+    return expression.replace("$__rate_interval", RATE_INTERVAL)
 
 
 def shows(site: Site, expression: str) -> bool:

@@ -150,7 +150,7 @@ class Conversations:
         self._closing = False
 
     def close(self) -> None:
-        """End all conversations with SHUTTING_DOWN, behind the replies to what was received; refuse new ones likewise."""
+        """End all conversations with SHUTTING_DOWN, behind the replies to what came before; refuse new ones so, too."""
         with self._lock:
             self._closing = True
             lines = list(self._lines)

@@ -243,13 +243,13 @@ def test_an_end_comes_behind_the_replies_that_wait(probe: ProbeServer, echoing: 
 
     probe.on["Converse"] = begin
     talk = Talk(probe)
-    talk.say(*["more"] * 50, "much too long a name", "never")
-    eventually(lambda: bool(echoing) and echoing[0].replies.ending)
-    assert echoing[0].replies.waiting > 10
+    talk.say(*["more"] * 2_000)
+    eventually(lambda: bool(echoing) and echoing[0].replies.waiting >= module._MOST_WAITING, 30)
+    echoing[0].replies.end(TeapotError(metadata={"vessel": "pot"}))
     answers: list[Any] = []
     refusal = refused(lambda: answers.extend(talk.stream))
-    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "BAD_REQUEST")
-    assert len(answers) == len(echoing[0].heard) == 50
+    assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "TEAPOT")
+    assert len(answers) == len(echoing[0].heard) < 2_000
     # Too late for both, and no harm.
     echoing[0].replies.send(Probe(name="late"))
     echoing[0].replies.complete()
