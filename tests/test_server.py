@@ -95,7 +95,7 @@ def test_what_is_open_to_anybody(make: Callable[..., Serving], setting: str, hea
 def test_a_server_that_stopped_is_forgotten(fresh_serving: Serving) -> None:
     """What parks on threads that end would keep all that it knows."""
     create(fresh_serving.users())
-    gone = weakref.ref(fresh_serving.server)
+    gone = weakref.ref(fresh_serving.server._workers)
     fresh_serving.restart()
     gc.collect()
     assert gone() is None
