@@ -130,8 +130,7 @@ class Loaded(NamedTuple):
     token: Token
 
 
-@dataclass(frozen=True, slots=True)
-class NewToken:
+class NewToken(NamedTuple):
     """A token to be stored. `path` is where it stands in the request, for errors. Hash and mark are of its text."""
 
     path: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -238,7 +237,7 @@ class TokensService(TokensServiceServicer):
         issue_time = messages.jwt_times(message, path)
         token_id = UUID(self._credentials.jwt_record_id(message.jwt_id))
         new = messages.new_token(message, path, token_id, Kind.JWT)
-        return replace(new, issue_time=issue_time, jwt_id=message.jwt_id)
+        return new._replace(issue_time=issue_time, jwt_id=message.jwt_id)
 
     def _examined(self, request: Any) -> Examined:
         if request.HasField("jwt_id"):
@@ -311,8 +310,7 @@ def _of_this_request(error: BadRequestError) -> BadRequestError:
 
 def _access_of(refresh: NewToken, access_id: UUID, secret: Secret) -> NewToken:
     """Return the access token that is issued with a refresh token."""
-    return replace(
-        refresh,
+    return refresh._replace(
         id=str(access_id),
         hash=secret.hash,
         mark=secret.mark,

@@ -294,31 +294,15 @@ def _check(token: Token | None, change: Change) -> None:
 
 
 def _rows(new: Sequence[NewToken]) -> str:
-    """Return tokens as one text of JSON: psycopg would look at each value of twenty arrays."""
+    """Return tokens as one text of JSON, without what is NULL: psycopg would look at each value of twenty arrays."""
     return json.dumps(
         [
-            {
-                "id": token.id,
-                "family_id": token.family_id,
-                "kind": token.kind,
-                "hash": None if token.hash is None else f"\\x{token.hash.hex()}",
-                "mark": token.mark,
-                "subject_kind": token.subject_kind,
-                "subject": token.subject,
-                "client_id": token.client_id,
-                "device_id": token.device_id,
-                "device_name": token.device_name,
-                "ip_address": token.ip_address,
-                "scope": token.scope,
-                "claims": token.claims,
-                "sensitive_claims": token.sensitive_claims,
-                "jwt_id": token.jwt_id,
-                "issue_time": token.issue_time and token.issue_time.isoformat(),
-                "expire_time": token.expire_time and token.expire_time.isoformat(),
-                "idle_seconds": token.idle_seconds,
-                "access_seconds": token.access_seconds,
-                "grace_seconds": token.grace_seconds,
-            }
+            {name: value for name, value in zip(NewToken._fields, token, strict=True) if value is not None}
             for token in new
-        ]
+        ],
+        default=_as_text,
     )
+
+
+def _as_text(value: datetime | bytes) -> str:
+    return f"\\x{value.hex()}" if isinstance(value, bytes) else value.isoformat()

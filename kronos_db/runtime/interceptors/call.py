@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import grpc
 from google.protobuf.message import Message
 
 from kronos_db.runtime.database.idempotency import Mutation, Result
 from kronos_db.runtime.errors import OverloadedError
+from kronos_db.runtime.identifiers import uuid7
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.parking import Parked
 from kronos_db.runtime.tracing import Trace
@@ -137,7 +138,7 @@ class Call:
         return Mutation(
             caller=self.caller,
             # A call without request_id gets one of its own: a lost COMMIT is resolved by it all the same.
-            request_id=self.write_id or uuid4(),
+            request_id=self.write_id or uuid7(),
             fingerprint=self.fingerprint,
             reply=reply,
             encode=encode or _encode,
