@@ -11,10 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kronos_db.config import Settings, SettingsError, load
+from kronos_db.runtime import collector
 from kronos_db.runtime.errors import KronosError
 
 if TYPE_CHECKING:
+    from kronos_db.config import Settings
     from kronos_db.fleet import Serving
 
 # As malloc.h numbers it.
@@ -27,6 +28,10 @@ def main() -> int:
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # None is how an import is refused
     _share_arenas()
     given = _arguments()
+    # Before anything that takes long to import.
+    collector.pause()
+    from kronos_db.config import SettingsError, load  # noqa: PLC0415
+
     try:
         settings = load()
         if given.slot is not None:

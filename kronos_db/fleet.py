@@ -17,6 +17,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from kronos_db.config import Settings, environment_of
+from kronos_db.runtime import collector
 from kronos_db.runtime.errors import KronosError
 from kronos_db.runtime.ops.fleet import FleetMetrics, Forwarding, shortfall_of
 from kronos_db.runtime.ops.http import Handler, OpsAddressError, OpsServer, standard_routes
@@ -95,10 +96,12 @@ def serve(
     """
     configure_logs(settings.log_level, settings.log_format)
     running = _built(settings, place)
+    collector.tidy()
     if reload_on is not None:
         signal.signal(reload_on, lambda *_: reload(running))
     try:
         if running.start(stopped):
+            collector.resume()
             serving(running)
             stopped.wait()
     except ProcessRefusedError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from functools import partial
@@ -67,8 +66,6 @@ _MOST_PUSHES = 10_000
 _MOST_STREAMS = 32
 # Seconds that the last spans get at least: less than a process has beyond its drain.
 _LAST_SPANS = 1.0
-# So many more objects than were given back have the collector look for cycles; Python's own number is 700.
-_OBJECTS = 10_000
 
 
 class StartError(KronosError):
@@ -157,11 +154,6 @@ class Server:
         self._grpc.start()
         if self._settings.cpu_affinity == "one-core":
             self._core.start()
-        # What stands after the start stays: the collector need not look at it again and again. Nor often at what
-        # large requests are made of, and tables of routes: it took half of the time to make one.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_OBJECTS)
         self._serving.set()
         self._health.start()
         self._domains.start()

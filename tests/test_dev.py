@@ -69,6 +69,9 @@ def test_the_printed_calls_work_and_ctrl_c_leaves_nothing(start: Start, data: Pa
     names = {process.name() for process in family}
     assert "postgres" in names
     assert ("redis-server" in names) == EmbeddedRedis.available()
+    # As many processes serve as there are cores; one alone serves itself, without a supervisor.
+    cores = len(os.sched_getaffinity(0))
+    assert len(serving(family)) == (cores if cores > 1 else 0)
     created, found, listed = map(paste, dev.calls)
     assert created == found
     assert listed == {"users": [created["user"]]}
@@ -94,40 +97,29 @@ def serving(family: list[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize(("processes", "serving_count"), [("", len(os.sched_getaffinity(0))), ("1", 0), ("3", 3)])
-def test_as_many_processes_serve_as_are_set_or_as_there_are_cores(
-    start: Start, processes: str, serving_count: int
-) -> None:
-    dev = start(processes=processes)
-    dev.serve()
-    # One alone serves itself, without a supervisor.
-    assert len(serving(dev.family())) == (serving_count if serving_count > 1 else 0)
-    paste(dev.calls[0])
-
-
 def test_a_killed_one_leaves_no_serving_process(start: Start) -> None:
-    dev = start(processes="2")
+    dev = start(processes="3")
     dev.serve()
     left = serving(dev.family())
-    assert len(left) == 2
+    assert len(left) == 3
     dev.process.kill()
     assert still_running(left) == []
     # What is left of PostgreSQL and Redis, the next start ends.
-    start().serve()
+    start(processes="1").serve()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_other_signals_are_as_ctrl_c(start: Start, number: signal.Signals) -> None:
-    dev = start()
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 2), (signal.SIGHUP, 1)])
+def test_other_signals_are_as_ctrl_c(start: Start, number: signal.Signals, processes: int) -> None:
+    dev = start(processes=str(processes))
     dev.serve()
     family = dev.family()
+    assert len(serving(family)) == (processes if processes > 1 else 0)
     dev.signal(number)
     assert dev.end() == 0
     assert still_running(family) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["Starting PostgreSQL", "Migrated"])
+@pytest.mark.parametrize(("moment", "number"), [("Starting PostgreSQL", signal.SIGTERM), ("Migrated", signal.SIGINT)])
 def test_a_start_can_be_stopped(start: Start, data: Path, moment: str, number: signal.Signals) -> None:
     dev = start()
     dev.wait_for(moment)
@@ -136,8 +128,7 @@ def test_a_start_can_be_stopped(start: Start, data: Path, moment: str, number: s
     assert dev.end() == 0
     assert still_running(family) == []
     assert [process for process in psutil.process_iter() if of(data, process)] == []
-    again = start()
-    again.serve()
+    start(processes="1").serve()
 
 
 def test_what_was_acknowledged_is_there_after_kill_9_of_everything(start: Start) -> None:
@@ -169,7 +160,7 @@ def test_what_was_acknowledged_is_there_after_kill_9_of_everything(start: Start)
         writer.join(LIMIT)
     dev.end()
 
-    again = start()
+    again = start(processes="1")
     again.serve()
     with grpc.insecure_channel(again.address) as channel:
         get = users_pb2_grpc.UsersServiceStub(channel).BatchGetUsers
@@ -184,7 +175,7 @@ def test_what_was_acknowledged_is_there_after_kill_9_of_everything(start: Start)
 def test_a_port_that_is_taken_is_one_sentence(start: Start, setting: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        dev = start(**{setting: address, "log_level": "error"})
+        dev = start(processes="1", log_level="error", **{setting: address})
         dev.wait_for("Migrated")
         family = dev.family()
         assert dev.end() == 1
@@ -196,7 +187,7 @@ def test_a_port_that_is_taken_is_one_sentence(start: Start, setting: str) -> Non
 
 
 def test_a_postgresql_that_is_set_replaces_the_own_one(start: Start, empty_database: str) -> None:
-    dev = start(postgres_dsn=empty_database)
+    dev = start(postgres_dsn=empty_database, processes="1")
     dev.serve()
     names = {process.name() for process in dev.family()}
     assert "postgres" not in names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,8 +68,6 @@ class Serving:
         if self._channel is not None:
             self._channel.close()
         self.server.stop()
-        # A server that starts takes all there is for what it needs for ever; here it has an end.
-        gc.unfreeze()
 
     @property
     def channel(self) -> grpc.Channel:
