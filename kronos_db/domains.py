@@ -79,7 +79,7 @@ from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.crypto.keyring import KeyRing
 from kronos_db.runtime.crypto.master_key import MasterKeys
 from kronos_db.runtime.crypto.sealing import Sealer
-from kronos_db.runtime.database.background import OUTCOMES
+from kronos_db.runtime.database.background import OUTCOMES, stop_all
 from kronos_db.runtime.database.changes import KEPT, channel
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.renewal import renew as renew_domain
@@ -231,8 +231,7 @@ class Domains:
         """End it."""
         for stop in self._stopping:
             stop()
-        for work in self._background:
-            work.stop()
+        stop_all(self._background)
 
     def _new_users(self, parts: Parts, access: Access) -> UsersService:
         settings, database = self._process.settings, parts.database

@@ -194,3 +194,4 @@ def test_a_postgresql_that_is_set_replaces_the_own_one(start: Start, empty_datab
     paste(dev.calls[0])
     with psycopg.connect(empty_database) as connection:
         assert connection.execute("SELECT count(*) FROM users.users").fetchone() == (1,)
+    dev.close()

@@ -33,7 +33,7 @@ from tests.parts.watching import SOAK
 _LIMIT = 30.0  # seconds
 _THREADS = 16
 _KEYS = 6
-_CALLS = 40_000 if SOAK else 4_000
+_CALLS = 40_000 if SOAK else 2_000
 _LEASED = pb.LEASE_OUTCOME_LEASED
 
 

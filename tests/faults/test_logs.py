@@ -27,8 +27,8 @@ from tests.parts.watching import LIMIT, SOAK
 
 _WRITERS = 8
 # Of each writer; together 200,000 in the long form.
-_RECORDS = 25_000 if SOAK else 2_000
-_EXPORTED = 50_000 if SOAK else 3_000
+_RECORDS = 25_000 if SOAK else 1_000
+_EXPORTED = 50_000 if SOAK else 1_500
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 100))
 
 

@@ -30,7 +30,7 @@ from tests.tokens.population import new
 
 _LIMIT = 30.0  # seconds
 _THREADS = 16
-_INTERLEAVINGS = 10_000 if SOAK else 1_600
+_INTERLEAVINGS = 10_000 if SOAK else 800
 _SHARED = ("subject", "client_id", "device_id", "family_id")
 
 

@@ -30,7 +30,7 @@ from tests.parts.watching import SOAK
 _LIMIT = 30.0  # seconds
 _THREADS = 16
 _USERS = 12
-_CALLS = 20_000 if SOAK else 5_000
+_CALLS = 20_000 if SOAK else 2_000
 
 
 class Pair:

@@ -20,7 +20,7 @@ from tests.parts.watching import LIMIT, SOAK
 
 _CHANGERS = 4
 _ASKERS = 8
-_ROUNDS = 1_000 if SOAK else 15
+_ROUNDS = 1_000 if SOAK else 8
 # Seconds that a change waits for somebody to ask after the one before.
 _PATIENCE = 0.5
 _WANTED = "doc:read"

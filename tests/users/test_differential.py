@@ -39,7 +39,7 @@ from tests.users.random_models import (
 )
 
 MODELS = 10_000
-STORED = 10_000 if SOAK else 500
+STORED = 10_000 if SOAK else 250
 BATCH = 100
 
 

@@ -53,7 +53,9 @@ class Caches:
             coherence.start()
 
     def stop(self) -> None:
-        """Stop."""
+        """Stop, in the time that one would take, also when PostgreSQL is away."""
+        for coherence in self._coherence.values():
+            coherence.end()
         for coherence in self._coherence.values():
             coherence.stop()
         for remote in self._remotes:

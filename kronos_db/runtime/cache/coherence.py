@@ -59,10 +59,14 @@ class Coherence:
         """Keep the board as soon as no other process does."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End keeping it, and let another process do so at once."""
+    def end(self) -> None:
+        """Begin to stop; returns at once."""
         self._stopped.set()
         self.wake.set()
+
+    def stop(self) -> None:
+        """End keeping it, and let another process do so at once."""
+        self.end()
         if self._thread.is_alive():
             self._thread.join(LEASE)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import structlog
 
+from kronos_db.runtime import deadline
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.leases import Lease, Look
 
@@ -23,8 +24,8 @@ _LOOKS = 3
 _AFTER_EXPIRY = 0.02
 # Seconds until work that failed is tried again, unless its interval is shorter.
 _RETRY = 60.0
-# Seconds that work may take to notice that it is to stop.
-_PATIENCE = 5.0
+# Seconds that work may take to notice that it is to stop, and that releasing all leases may take after that.
+_PATIENCE, _RELEASING = 5.0, 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -97,9 +98,14 @@ class BackgroundWork:
 
     def stop(self) -> None:
         """Stop, and release the lease so that another process takes over at once."""
+        stop_all([self])
+
+    def _end(self) -> None:
         self._stopping.set()
         self._due.set()
-        give_up = time.monotonic() + _PATIENCE
+
+    def _release(self, give_up: float) -> None:
+        """Wait until `give_up`, a time.monotonic(), that nothing is done any more, and let another process begin."""
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(max(0.0, give_up - time.monotonic()))
@@ -154,3 +160,19 @@ class BackgroundWork:
         self._not_before = time.monotonic() + (self.interval if outcome == "OK" else min(self.interval, _RETRY))
         for listener in self._listeners:
             listener(outcome)
+
+
+def stop_all(works: Sequence[BackgroundWork]) -> None:
+    """Stop all of them, in the time that one would take, also when PostgreSQL is away."""
+    for work in works:
+        work._end()  # noqa: SLF001  # of the same module
+    give_up = time.monotonic() + _PATIENCE
+    token = deadline.current.set(give_up + _RELEASING)
+    try:
+        for work in works:
+            if deadline.remaining(_RELEASING) <= 0:
+                log.warning("leases not released: they run out by themselves", first=work.name, domain=work.domain)
+                return
+            work._release(give_up)  # noqa: SLF001  # of the same module
+    finally:
+        deadline.current.reset(token)

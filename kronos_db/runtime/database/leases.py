@@ -95,8 +95,8 @@ class Lease:
 
 @contextmanager
 def _deadline_in(seconds: float) -> Iterator[None]:
-    """Bound what waits for PostgreSQL in the block, as a caller's deadline would."""
-    token = deadline.current.set(time.monotonic() + seconds)
+    """Bound what waits for PostgreSQL in the block, as a caller's deadline would; one that is there stays."""
+    token = deadline.current.set(time.monotonic() + deadline.remaining(seconds))
     try:
         yield
     finally:

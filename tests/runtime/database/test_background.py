@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
+from psycopg.conninfo import conninfo_to_dict
 from structlog.testing import capture_logs
 
-from kronos_db.runtime.database.background import OUTCOMES, BackgroundWork, Held
+from kronos_db.runtime.database.background import OUTCOMES, BackgroundWork, Held, stop_all
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.database.upkeep import upkeep
@@ -252,6 +254,25 @@ def test_work_that_fails_is_logged_counted_and_tried_again(make: Make, users: Da
 
 def test_one_that_was_never_started_can_be_stopped(users: Database) -> None:
     BackgroundWork(users, "work", 1.0, lambda _held: None).stop()
+
+
+def test_all_are_stopped_in_the_time_of_one_when_postgres_is_away(database: str, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, database, pool_timeout=1.0)
+    name = conninfo_to_dict(database)["dbname"]
+    with opened(settings) as users, psycopg.connect(database, dbname="postgres", autocommit=True) as admin:
+        works = [BackgroundWork(users, f"work {number}", NEVER, lambda _held: None) for number in range(25)]
+        for work in works:
+            work.start()
+        eventually(lambda: all(work.holds for work in works))
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            began = time.monotonic()
+            stop_all(works)
+            # Each alone waits a second for a connection.
+            assert time.monotonic() - began < 15
+        finally:
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
 def test_old_changes_go(users: Database, database: str) -> None:
