@@ -25,6 +25,7 @@ from benchmarks.stand import (
     at_least,
     beside,
     echo,
+    pair,
     run_http_load,
     run_load,
     settle,
@@ -37,8 +38,8 @@ _USERS = 1_000_000
 _HOT = 8_000
 # As many as a round can ask for at most, so that none is asked for twice.
 _COLD = 100_000
-_ROUNDS = 3
-_SECONDS = 4.0
+_ROUNDS = 5
+_SECONDS = 3.0
 # Enough for every process to have answered for every hot user.
 _WARM_UP = 10.0
 _GET = "/kronos.users.v1.UsersService/GetUser"
@@ -69,17 +70,17 @@ def _hot(two: Stand, one: Stand, floor: str, rival: str | None, ids: Sequence[st
             **({"rival": lambda: _load_rival(rival, ids)} if rival else {}),
         }
     )
-    of_two, of_one = outcomes["two"], outcomes["one"]
-    calls = of_two.calls_per_second
+    of_two, of_echo = pair(outcomes["two"], outcomes["echo"])
     name = "processes: GetUser of hot users, 2 processes"
-    yield at_least(name, calls, "calls/s", outcomes["echo"].calls_per_second, 0.75)
+    yield at_least(name, of_two.calls_per_second, "calls/s", of_echo.calls_per_second, 0.75)
     yield Row(f"{name}, p50", of_two.p50_ms, "ms")
     yield Row(f"{name}, p99", of_two.p99_ms, "ms")
-    yield beside(f"{name} beside 1, as seen", calls, "calls/s", of_one.calls_per_second)
+    of_two, of_one = pair(outcomes["two"], outcomes["one"])
+    yield beside(f"{name} beside 1, as seen", of_two.calls_per_second, "calls/s", of_one.calls_per_second)
     yield at_least(f"{name} beside 1, a core each", _capacity(of_two, _PROCESSES), "calls/s", _capacity(of_one, 1), 1.8)
     yield Row("processes: what 2 serving processes had meanwhile", of_two.server_cpu, "cores")
     yield Row("processes: what the generator had meanwhile", of_two.generator_cpu, "cores")
-    yield _beside_rival(name, calls, outcomes.get("rival"))
+    yield _beside_rival(name, outcomes)
 
 
 def _cold(two: Stand, floor: str, rival: str | None, ids: Sequence[str]) -> Iterator[Row]:
@@ -92,24 +93,22 @@ def _cold(two: Stand, floor: str, rival: str | None, ids: Sequence[str]) -> Iter
             **({"rival": lambda: _load_rival(rival, next(fresh))} if rival else {}),
         }
     )
-    of_two = outcomes["two"]
+    of_two, of_echo = pair(outcomes["two"], outcomes["echo"])
     name = "processes: GetUser of cold users, 2 processes"
-    yield at_least(name, of_two.calls_per_second, "calls/s", outcomes["echo"].calls_per_second, 0.5)
+    yield at_least(name, of_two.calls_per_second, "calls/s", of_echo.calls_per_second, 0.5)
     yield Row(f"{name}, p50", of_two.p50_ms, "ms")
     yield Row(f"{name}, p99", of_two.p99_ms, "ms")
-    yield _beside_rival(name, of_two.calls_per_second, outcomes.get("rival"))
+    yield _beside_rival(name, outcomes)
 
 
-def _in_turn(loads: Loads) -> dict[str, Outcome]:
-    """Run the loads in turn, so that all see the same weather; return of each the round in the middle."""
+def _in_turn(loads: Loads) -> dict[str, list[Outcome]]:
+    """Run the loads in turn, so that all see the same weather; return of each its rounds."""
     outcomes: dict[str, list[Outcome]] = {name: [] for name in loads}
     for _ in range(_ROUNDS):
         for name, load in loads.items():
             settle()
             outcomes[name].append(all_succeeded(load(), name))
-    return {
-        name: sorted(of, key=lambda outcome: outcome.calls_per_second)[len(of) // 2] for name, of in outcomes.items()
-    }
+    return outcomes
 
 
 def _load_echo(target: str, requests: Sequence[bytes], like: Stand) -> Outcome:
@@ -120,11 +119,12 @@ def _load_rival(rival: str, ids: Sequence[str]) -> Outcome:
     return run_http_load(rival, "/users/", ids, _SECONDS, IN_FLIGHT)
 
 
-def _beside_rival(name: str, calls: float, rival: Outcome | None) -> Row:
+def _beside_rival(name: str, outcomes: Mapping[str, Sequence[Outcome]]) -> Row:
     name = f"{name} beside Express + Sequelize"
-    if rival is None:
+    if "rival" not in outcomes:
         return Row(name, None, "not measured: node, npm or the packages are missing", bar="≥ 2 × floor")
-    return at_least(name, calls, "calls/s", rival.calls_per_second, 2)
+    of_two, of_rival = pair(outcomes["two"], outcomes["rival"])
+    return at_least(name, of_two.calls_per_second, "calls/s", of_rival.calls_per_second, 2)
 
 
 def _capacity(outcome: Outcome, processes: int) -> float:

@@ -56,6 +56,17 @@ def at_least(name: str, value: float, unit: str, floor: float, bar: float) -> Ro
     return Row(name, value, unit, floor, ratio, f"≥ {bar:g} × floor", ratio >= bar)
 
 
+def pair(values: Sequence[Outcome], floors: Sequence[Outcome]) -> tuple[Outcome, Outcome]:
+    """Return a value and the floor of its own round: of all rounds, those whose ratio is the one in the middle.
+
+    The weather of a shared machine changes within seconds, and what one round saw another one did not.
+    """
+    rounds = sorted(
+        zip(values, floors, strict=True), key=lambda each: each[0].calls_per_second / each[1].calls_per_second
+    )
+    return rounds[len(rounds) // 2]
+
+
 def at_most(name: str, value: float, unit: str, floor: float, bar: float) -> Row:
     """Return the row of a figure that should be at most `bar` times its floor."""
     ratio = value / floor
