@@ -28,7 +28,8 @@ def new_database(postgres: EmbeddedPostgres, template: str = "template1") -> Ite
     """Yield the superuser's DSN of a copy of `template`, an empty database; it is dropped afterwards."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(postgres.dsn, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        # By files: page by page through the WAL takes three times as long.
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         try:
             yield postgres.dsn_for(name)
         finally:

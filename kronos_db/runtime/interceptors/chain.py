@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import grpc
@@ -101,7 +101,7 @@ class Chain:
         if method.pushed:
             run = self._answered_by_callback(method, inner)
         else:
-            composed = _with_filters(method, inner, self._filters())
+            composed = _with_filters(method, inner, self._filters)
             run = (_run_stream if method.descriptor.server_streaming else _run_unary)(composed)
         factory = {
             "unary": grpc.unary_unary_rpc_method_handler,
@@ -109,11 +109,11 @@ class Chain:
             "server_stream": grpc.unary_stream_rpc_method_handler,
             "bidi_stream": grpc.stream_stream_rpc_method_handler,
         }[method.kind]
-        behavior = Composed(method, self._guards(), run)
+        behavior = Composed(method, self._guards, run)
         return factory(behavior, request_deserializer=None, response_serializer=_serializer(handler))
 
     def _answered_by_callback(self, method: Method, handler: Handler) -> Run:
-        inward, outward = _steps(method, self._filters())
+        inward, outward = _steps(method, self._filters)
         receive, emit = _joined(inward), _joined(outward)
         if not method.descriptor.client_streaming:
             return run_pushed(handler, receive, emit)
@@ -121,10 +121,12 @@ class Chain:
             raise ValueError("a conversation needs the conversations of the process")
         return self.conversations.run(handler, receive, emit)
 
+    @cached_property
     def _guards(self) -> list[Guard]:
         ordered = [self.interceptors[place.name] for place in ORDER]
         return [link for link in ordered if isinstance(link, Guard)]
 
+    @cached_property
     def _filters(self) -> list[Filter]:
         ordered = [self.interceptors[place.name] for place in ORDER]
         return [link for link in ordered if isinstance(link, Filter)]
