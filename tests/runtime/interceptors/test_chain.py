@@ -45,8 +45,8 @@ def test_the_order_is_that_of_the_design_and_every_place_has_its_reason() -> Non
 
 
 def test_the_links_stand_in_the_chain_in_that_order(probe: ProbeServer) -> None:
-    guards = [type(link).__name__ for link in probe.chain._guards()]
-    filters = [type(link).__name__ for link in probe.chain._filters()]
+    guards = [type(link).__name__ for link in probe.chain._guards]
+    filters = [type(link).__name__ for link in probe.chain._filters]
 
     assert guards == ["AccessLog", "Metrics", "Errors", "AuditOutcome", "Authentication", "Overload"]
     assert filters == ["Metrics", "Overload", "Validation", "AuditRequest", "Encryption"]
