@@ -45,7 +45,7 @@ $(STAMP): locks/requirements.txt pyproject.toml scripts/install.py
 
 .PHONY: test
 test: $(STAMP) ## Run all tests, in three processes, or those of ARGS; what lacks a program skips and says so
-	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=3 --dist=loadfile --no-loadscope-reorder)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses=3 --dist=loadfile)
 
 .PHONY: soak
 soak: $(STAMP) ## Run the tests that have a long form in that form, which takes minutes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -25,20 +24,6 @@ from tests.parts.serving import Serving
 _ROOT = Path(__file__).parent.parent
 # Since this version, named statements survive transaction pooling.
 _PREPARED_SINCE = (1, 22)
-
-
-# Minutes by themselves: begun first, so that nobody waits for them in the end.
-_LONG = ("watch/test_fleet.py", "tests/test_dev.py", "deploy/test_documents.py", "admin/test_backup_commands.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the files that start many processes among the others: side by side they take the cores from each other."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: _place(item.nodeid.partition("::")[0]))
-
-
-def _place(file: str) -> tuple[bool, int]:
-    return not file.endswith(_LONG), zlib.crc32(file.encode())
 
 
 def lacking(reason: str) -> NoReturn:
