@@ -96,12 +96,12 @@ def serve(
     """
     configure_logs(settings.log_level, settings.log_format)
     running = _built(settings, place)
-    collector.tidy()
+    collector.resume()
     if reload_on is not None:
         signal.signal(reload_on, lambda *_: reload(running))
     try:
         if running.start(stopped):
-            collector.resume()
+            collector.spare()
             serving(running)
             stopped.wait()
     except ProcessRefusedError as error:

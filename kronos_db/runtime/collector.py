@@ -1,4 +1,4 @@
-"""Keeps Python's collector of cycles out of the way: off while a process starts, and then blind for what stays.
+"""Keeps Python's collector of cycles out of the way: off while a process imports, and then blind for what stays.
 
 A start makes a hundred thousand objects and hardly any garbage, and the collector looked at them again and again: a
 fifth of the processor time of the imports.
@@ -18,13 +18,13 @@ def pause() -> None:
     gc.disable()
 
 
-def tidy() -> None:
-    """Collect once, before anybody is served."""
-    gc.collect()
-
-
 def resume() -> None:
-    """Collect again, but never look at what stands now."""
-    gc.freeze()
+    """Collect once, and from now on: a start may wait for PostgreSQL for hours, and fail to connect all the while."""
+    gc.collect()
     gc.set_threshold(_OBJECTS)
     gc.enable()
+
+
+def spare() -> None:
+    """Never look again at what stands now."""
+    gc.freeze()
