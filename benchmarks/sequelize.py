@@ -12,7 +12,8 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict
 
-from benchmarks.stand import free_address, program
+from benchmarks.ports import free_address
+from benchmarks.stand import program
 
 FOLDER = Path(__file__).parent / "express"
 _INSTALL_SECONDS = 300.0

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import select
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import grpc
 from kronos.users.v1 import users_pb2_grpc
 
 from benchmarks.load import Job, Outcome
+from benchmarks.ports import free_address
 from kronos_db import dev
 from kronos_db.config import Settings, environment_of, load
 from kronos_db.runtime.processes import SharedPort
@@ -226,13 +226,6 @@ def children(parent: int) -> list[int]:
         if int(of[1]) == parent:
             found.append(int(entry.parent.name))
     return found
-
-
-def free_address() -> str:
-    """Return an address that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def settle() -> None:

@@ -15,7 +15,6 @@ from kronos_db import schemas
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
 from tests.parts.domain import new_database, settings_of
-from tests.parts.eventually import eventually
 from tests.parts.fleet import Fleet
 from tests.parts.pgbouncer import PgBouncer, version
 from tests.parts.redis_nodes import RedisCluster
@@ -93,7 +92,7 @@ def fleet(database: str, tmp_path: Path) -> Iterator[Fleet]:
     running = Fleet(tmp_path, database)
     running.start()
     try:
-        eventually(running.is_ready, 30)
+        running.await_ready()
         yield running
     finally:
         running.stop()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.stand import free_address
+from benchmarks.ports import free_address
 from kronos_db.runtime.interceptors.policy import load_policy
 from tests.parts.dev import PROGRAM
 from tests.parts.serving import Serving

@@ -35,7 +35,7 @@ def site(tmp_path: Path) -> Iterator[tuple[Fleet, EmbeddedPostgres]]:
     )
     fleet.start()
     try:
-        eventually(fleet.is_ready, 30)
+        fleet.await_ready()
         yield fleet, postgres
     finally:
         fleet.stop()
@@ -89,6 +89,6 @@ def test_killed_holders_are_followed(site: tuple[Fleet, EmbeddedPostgres]) -> No
         assert users.CreateUser(created, metadata=fleet.bearer, timeout=LIMIT).user.id
         assert receiver(postgres) != before
         assert not admin.ListBackups(pb.ListBackupsRequest(), metadata=fleet.bearer).archive.gaps
-    eventually(fleet.is_ready, 30)
+    fleet.await_ready()
     name = 'kronos_db_background_holder{domain="admin",work="archive-wal"}'
     eventually(lambda: fleet.metrics().get(name) == 1, LIMIT, lambda: fleet.metrics().get(name))

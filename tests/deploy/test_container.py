@@ -23,7 +23,7 @@ import pytest
 from kronos.users.v1 import users_pb2 as pb
 from kronos.users.v1.users_pb2_grpc import UsersServiceStub
 
-from benchmarks.stand import free_address
+from benchmarks.ports import free_address
 from kronos_db.embedded.account import Account
 from tests.deploy.dockerfile import ROOT, Stage, stages
 from tests.deploy.pools import postgresql

@@ -23,7 +23,7 @@ import psycopg
 import pytest
 import typer
 
-from benchmarks.stand import free_address
+from benchmarks.ports import free_address
 from kronos_db import cli
 from kronos_db.config import DOMAINS, Settings, load, require_for_serving
 from tests.admin import test_backup_commands

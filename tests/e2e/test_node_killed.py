@@ -33,7 +33,7 @@ def test_node_callers_do_not_notice_that_processes_are_killed(
             eventually(lambda: rounds() >= enough or callers.poll() is not None, LIMIT)  # noqa: B023 # called at once
             assert callers.poll() is None, said.read_text()[-2000:]
             if kill < KILLS:
-                eventually(fleet.is_ready, LIMIT)
+                fleet.await_ready()
                 random.choice(fleet.children()).kill()
     finally:
         callers.kill()

@@ -100,7 +100,7 @@ def test_callers_do_not_notice_that_processes_are_killed(fleet: Fleet, database:
         try:
             for _kill in range(KILLS):
                 _wait_for_progress(callers, jobs)
-                eventually(fleet.is_ready, LIMIT)
+                fleet.await_ready()
                 random.choice(fleet.children()).kill()
             _wait_for_progress(callers, jobs)
         finally:

@@ -50,7 +50,7 @@ def _restart_all(fleet: Fleet) -> None:
     """Kill both processes, one after the other, and wait until both serve again."""
     for process in fleet.children():
         process.kill()
-        eventually(fleet.is_ready, LIMIT)
+        fleet.await_ready()
 
 
 @pytest.mark.soak

@@ -13,10 +13,13 @@ from typing import Any
 
 import psutil
 
-from benchmarks.stand import free_address
+from benchmarks.ports import free_address
 from kronos_db import schemas
 from kronos_db.config import Settings, environment_of
+from tests.parts.eventually import eventually
 from tests.parts.serving import CHEAP, make_secrets
+
+_LIMIT = 60.0  # seconds, for starts on a machine that does much else
 
 
 class Fleet:
@@ -66,6 +69,14 @@ class Fleet:
         """Whether every process serves."""
         status, body = self.readyz()
         return status == 200 and body["status"] == "ok" and len(body["parts"]) == self.count + 1
+
+    def await_ready(self) -> None:
+        """Return when every process serves; fail when the supervisor ended, with what it said."""
+        assert self.process is not None
+        eventually(lambda: self.is_ready() or self.process.poll() is not None, _LIMIT, self.readyz)  # type: ignore[union-attr]
+        if self.process.poll() is not None:
+            assert self.process.stderr is not None
+            raise AssertionError(f"ended with {self.process.returncode}: {self.process.stderr.read()}")
 
     def metrics(self) -> dict[str, float]:
         """Every series of /metrics with its value."""

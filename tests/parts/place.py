@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.stand import free_address
+from benchmarks.ports import free_address
 from kronos_db.embedded import processes
 from kronos_db.embedded.account import account_for
 from kronos_db.embedded.postgres import SUPERUSER, EmbeddedPostgres

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stand import free_address
+from benchmarks.ports import free_address
 from tests.conftest import lacking
 from tests.parts.eventually import eventually
 
@@ -26,7 +26,7 @@ DEPLOYED = ROOT / "deploy" / "prometheus"
 WINDOW, HOLDING, MOST_HELD = 15, 60, 10
 SCRAPE = "3s"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_LIMIT, _PAUSE = 60.0, 0.2
+_LIMIT = 60.0
 
 
 def program(name: str) -> str:
@@ -93,7 +93,7 @@ class Prometheus:
         ]
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        eventually(self._is_ready, _LIMIT, self.log, _PAUSE)
+        eventually(self._is_ready, _LIMIT, self.log)
 
     def stop(self) -> None:
         """End it."""
@@ -119,7 +119,7 @@ class Prometheus:
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
         for name, value in limits.items():
-            eventually(lambda n=name, v=value: self.value(f"kronos:limit:{n}") == v, _LIMIT, self.log, _PAUSE)  # type: ignore[misc] # bound at once
+            eventually(lambda n=name, v=value: self.value(f"kronos:limit:{n}") == v, _LIMIT, self.log)  # type: ignore[misc] # bound at once
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return the series that an expression gives now. Raises ValueError with what is wrong with it."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,15 +11,15 @@ from typing import Any
 import redis
 from redis.crc import key_slot
 
+from benchmarks.ports import free_port
 from kronos_db.embedded.redis import _binary
 from tests.parts.eventually import eventually
 
 LIMIT = 30.0  # seconds
 SLOTS = 16_384
 SERVICE = "kronos"
-# A cluster's nodes talk to each other on the port that is so much higher. Below the ports that the kernel gives out.
+# A cluster's nodes talk to each other on the port that is so much higher.
 _BUS = 10_000
-_PORTS = range(12_000, 22_000)
 _SETTINGS: Mapping[str, str] = {
     "bind": "127.0.0.1",
     "save": "",
@@ -65,7 +63,7 @@ class Node:
     def start(self) -> None:
         """Start it; the first time on a free port, which somebody else may take meanwhile."""
         for _ in range(20):
-            self.port = self.port or _free_port()
+            self.port = self.port or free_port(_BUS)
             process = self.process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL)
             eventually(lambda: process.poll() is not None or self._answers(), LIMIT)  # noqa: B023  # at once
             if process.poll() is None:
@@ -253,16 +251,3 @@ def _text(told: Any) -> str:
     if isinstance(told, dict):
         return "".join(f"{name}:{value}\n" for name, value in told.items())
     return str(told).replace("\r", "")
-
-
-def _free_port() -> int:
-    """Return a port that is free, as is the one of the cluster's bus that belongs to it."""
-    while True:
-        port = random.choice(_PORTS)
-        try:
-            for number in (port, port + _BUS):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", number))
-        except OSError:
-            continue
-        return port

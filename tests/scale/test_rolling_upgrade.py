@@ -26,7 +26,7 @@ from kronos.routes.v1.routes_pb2_grpc import RoutesServiceStub
 from kronos.users.v1 import users_pb2 as users_pb
 from kronos.users.v1.users_pb2_grpc import UsersServiceStub
 
-from benchmarks.stand import free_address
+from benchmarks.ports import free_address
 from kronos_db.runtime.crypto.master_key import FileMasterKeys, create_master_key_file
 from kronos_db.runtime.interceptors.authentication import hash_token, new_token
 from tests.conftest import lacking

@@ -9,7 +9,7 @@ import pytest
 
 from tests.parts.eventually import eventually
 from tests.watch.load import Load
-from tests.watch.site import LIMIT, PAUSE, Site
+from tests.watch.site import LIMIT, Site
 
 
 class Loaded(NamedTuple):
@@ -33,7 +33,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
             load.round()
             return site.prometheus.value(seen) is not None
 
-        eventually(shown, LIMIT, site.prometheus.log, PAUSE)
+        eventually(shown, LIMIT, site.prometheus.log)
         yield Loaded(site, load)
     finally:
         site.stop()

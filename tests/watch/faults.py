@@ -26,7 +26,7 @@ from tests.messages import population as messages
 from tests.parts.eventually import eventually
 from tests.tokens import population as tokens
 from tests.watch.load import Load
-from tests.watch.site import LIMIT, PAUSE, Site
+from tests.watch.site import LIMIT, Site
 
 # Bytes of a segment of WAL.
 SEGMENT = 16 * 1024 * 1024
@@ -140,7 +140,7 @@ def no_postgres(site: Site, load: Load) -> Iterator[None]:
             yield
     finally:
         site.postgres.start()
-        eventually(site.fleet.is_ready, LIMIT, site.fleet.readyz, PAUSE)
+        site.fleet.await_ready()
 
 
 @contextmanager
@@ -162,8 +162,8 @@ def killed_processes(site: Site, load: Load) -> Iterator[None]:
         start = site.prometheus.value("sum(process_start_time_seconds)")
         site.fleet.children()[0].kill()
         eventually(lambda b=before: {child.pid for child in site.fleet.children()} != b, LIMIT)  # type: ignore[misc] # bound at once
-        eventually(site.fleet.is_ready, LIMIT, site.fleet.readyz, PAUSE)
-        eventually(lambda s=start: site.prometheus.value("sum(process_start_time_seconds)") != s, LIMIT, pause=PAUSE)  # type: ignore[misc] # as above
+        site.fleet.await_ready()
+        eventually(lambda s=start: site.prometheus.value("sum(process_start_time_seconds)") != s, LIMIT)  # type: ignore[misc] # as above
     yield
 
 
@@ -188,7 +188,7 @@ def a_slow_statement(site: Site, load: Load) -> Iterator[None]:
         blocked = (
             "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND now() - query_start > interval '4 s'"
         )
-        eventually(lambda: site.run(blocked), LIMIT, pause=PAUSE)
+        eventually(lambda: site.run(blocked), LIMIT)
         locking.rollback()
         waiting.result()
     load.admin.ListSlowQueries(statements_pb2.ListSlowQueriesRequest(page_size=1), timeout=LIMIT)
@@ -297,7 +297,7 @@ def a_segment_is_gone(site: Site, load: Load) -> Iterator[None]:
     before = len(segments())
     for _ in range(4):
         site.run("SELECT pg_switch_wal() FROM pg_current_xact_id()")
-    eventually(lambda: len(segments()) >= before + 3, LIMIT, segments, PAUSE)
+    eventually(lambda: len(segments()) >= before + 3, LIMIT, segments)
     gone = segments()[-2]
     kept = gone.read_bytes()
     gone.unlink()

@@ -22,7 +22,7 @@ from tests.messages import population as messages
 from tests.parts.eventually import eventually
 from tests.routes import population as routes
 from tests.tokens import population as tokens
-from tests.watch.site import PAUSE, Site
+from tests.watch.site import Site
 
 LIMIT = 60.0
 
@@ -73,7 +73,7 @@ class Load:
     def drill(self, site: Site) -> None:
         """Try out the backup that the schedule makes at first, when it is there and what follows it is done."""
         over = "SELECT id FROM admin.backup_run WHERE task = 'retain' AND state = 'done'"
-        eventually(lambda: site.run(over), LIMIT, pause=PAUSE)
+        eventually(lambda: site.run(over), LIMIT)
         request = backups_pb2.VerifyBackupRequest(drill=True, request_id=str(uuid4()))
         report = list(self.admin.VerifyBackup(request, timeout=LIMIT))[-1].report
         assert report.sound, report

@@ -18,7 +18,6 @@ from tests.parts.serving import _Bearer
 # Seconds that anything may take on a loaded machine.
 LIMIT = 110.0
 # Seconds between two looks at what comes with a scrape or an evaluation.
-PAUSE = 0.3
 
 
 class Site:
@@ -48,7 +47,7 @@ class Site:
         self.fleet.start()
         self.prometheus = Prometheus(self.folder / "prometheus", [self.fleet.settings.ops_listen])
         self.prometheus.start()
-        eventually(self.fleet.is_ready, LIMIT, self.fleet.readyz, PAUSE)
+        self.fleet.await_ready()
         self.channel = grpc.insecure_channel(self.fleet.settings.grpc_listen, [("grpc.use_local_subchannel_pool", 1)])
 
     def stop(self) -> None:
@@ -85,8 +84,8 @@ class Site:
                         assert "error expanding" not in text, (name, text)
             return not left
 
-        eventually(fired, LIMIT, lambda: ("not fired", left, "firing", self.prometheus.firing().keys()), PAUSE)
+        eventually(fired, LIMIT, lambda: ("not fired", left, "firing", self.prometheus.firing().keys()))
 
     def is_silent(self, *names: str) -> None:
         """Return when none of these alerts fires any more."""
-        eventually(lambda: not self.prometheus.firing().keys() & set(names), LIMIT, self.prometheus.firing, PAUSE)
+        eventually(lambda: not self.prometheus.firing().keys() & set(names), LIMIT, self.prometheus.firing)

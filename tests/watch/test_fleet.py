@@ -11,7 +11,7 @@ from tests.parts.eventually import eventually
 from tests.watch import faults
 from tests.watch.conftest import Loaded
 from tests.watch.faults import Fault
-from tests.watch.site import LIMIT, PAUSE, Site
+from tests.watch.site import LIMIT, Site
 from tests.watch.test_dashboards import OWN, PAGES, targets
 from tests.watch.test_rules import known_metrics
 
@@ -53,7 +53,7 @@ def test_every_panel_has_data(loaded: Loaded) -> None:
                 empty[panel] = expression
         return not empty
 
-    eventually(all_shown, LIMIT, lambda: empty, PAUSE)
+    eventually(all_shown, LIMIT, lambda: empty)
 
 
 def test_a_scrape_of_a_fleet_is_what_the_page_of_metrics_says(loaded: Loaded) -> None:
@@ -62,7 +62,7 @@ def test_a_scrape_of_a_fleet_is_what_the_page_of_metrics_says(loaded: Loaded) ->
 
     assert names() <= known_metrics() | OWN, "a metric without a row"
     # Of a histogram, any series will do. What is read now and then may be to come.
-    eventually(lambda: known_metrics() - names() <= NOT_YET, LIMIT, lambda: known_metrics() - names(), PAUSE)
+    eventually(lambda: known_metrics() - names() <= NOT_YET, LIMIT, lambda: known_metrics() - names())
 
 
 # Without a standby nothing is replayed or read there, without overload nothing refused.
@@ -77,7 +77,7 @@ def test_nothing_fires_while_all_is_well(loaded: Loaded) -> None:
     assert loaded.site.prometheus.value('count(up{job="kronos-db"} == 1)') == 1
     # Machines are shared: what is slow there is no fault.
     slow = {"KronosLatencyHigh", "KronosStatementSlow"}
-    eventually(lambda: not loaded.site.prometheus.firing().keys() - slow, LIMIT, loaded.site.prometheus.firing, PAUSE)
+    eventually(lambda: not loaded.site.prometheus.firing().keys() - slow, LIMIT, loaded.site.prometheus.firing)
 
 
 # Short windows and times for which alerts must hold (see tests/parts/prometheus.py), otherwise the rules as they are.
