@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from kronos_db.runtime.database.transaction import Transaction
 from tests.conftest import lacking
 from tests.faults.wire import Wire
 from tests.parts.domain import LIMIT, mutation, new_database, redirected, settings_of
+from tests.parts.eventually import eventually
 
 TABLES = """
 CREATE TABLE users.effect (note text NOT NULL);
@@ -80,7 +80,7 @@ class World:
             found[:] = self.backends(condition)
             return bool(found)
 
-        wait_until(look, f"no backend comes to {condition}")
+        eventually(look, LIMIT, lambda: f"no backend comes to {condition}")
         return found[0]
 
     def terminate_all(self) -> int:
@@ -88,13 +88,6 @@ class World:
         for pid in pids:
             self.admin.execute("SELECT pg_terminate_backend(%s)", [pid])
         return len(pids)
-
-
-def wait_until(condition: Callable[[], bool], complaint: str) -> None:
-    give_up = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < give_up, complaint
-        time.sleep(0.005)
 
 
 def make_world(dsn: str, folder: Path) -> Iterator[World]:
@@ -130,10 +123,10 @@ def world(standing_world: World) -> Iterator[World]:
     admin.execute("ALTER SEQUENCE users.failure RESTART")
     yield standing_world
     stuck = "state LIKE 'idle in transaction%'"
-    wait_until(lambda: not standing_world.backends(stuck), "a connection was left in a transaction")
+    eventually(lambda: not standing_world.backends(stuck), LIMIT, lambda: "a connection was left in a transaction")
     # A migrator's own goes with its backend, which ends a moment after the connection was closed.
     locks = "SELECT count(*)::int FROM pg_locks WHERE locktype = 'advisory'"
-    wait_until(lambda: admin.execute(locks).fetchone() == (0,), "an advisory lock was left behind")
+    eventually(lambda: admin.execute(locks).fetchone() == (0,), LIMIT, lambda: "an advisory lock was left behind")
 
 
 @pytest.fixture

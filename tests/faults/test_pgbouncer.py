@@ -17,8 +17,9 @@ from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import KronosError
-from tests.faults.conftest import COUNT, World, effect, wait_until
+from tests.faults.conftest import COUNT, World, effect
 from tests.parts.domain import LIMIT, mutation, settings_of
+from tests.parts.eventually import eventually
 from tests.parts.pgbouncer import PgBouncer
 
 FAIL = Query("fail", "SELECT users.fail(%(times)s, %(code)s)", "", True)
@@ -131,11 +132,11 @@ def test_a_pgbouncer_that_is_killed_under_load_loses_and_doubles_nothing(
         writers = [threads.submit(write, writer) for writer in range(3)]
         for _ in range(2):
             before = len(acknowledged)
-            wait_until(lambda: len(acknowledged) > before + 30, "writers do not write")  # noqa: B023
+            eventually(lambda: len(acknowledged) > before + 30, LIMIT, lambda: "writers do not write")  # noqa: B023
             way.stop()
             way.start()
         before = len(acknowledged)
-        wait_until(lambda: len(acknowledged) > before + 10, "the pool does not recover")
+        eventually(lambda: len(acknowledged) > before + 10, LIMIT, lambda: "the pool does not recover")
         stop.set()
         for writer in writers:
             writer.result(LIMIT)

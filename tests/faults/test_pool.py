@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -17,9 +17,10 @@ from kronos_db.runtime.database.pool import Connection, Pool, PoolLimits
 from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError, UnavailableError
 from kronos_db.runtime.ops.saturation import watch_pools
 from kronos_db.schemas import _access
-from tests.faults.conftest import COUNT, World, effect, wait_until
+from tests.faults.conftest import COUNT, World, effect
 from tests.faults.wire import Wire
 from tests.parts.domain import LIMIT, mutation, redirected
+from tests.parts.eventually import eventually
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_an_exhausted_pool_refuses_after_its_timeout(users: Database) -> None:
 def test_a_full_queue_refuses_at_once(users: Database) -> None:
     with users.pool.connection(), users.pool.connection(), ThreadPoolExecutor(2) as threads:
         waiting = [threads.submit(users.fetch_one, COUNT, {}, int) for _ in range(2)]
-        wait_until(lambda: users.pool.stats().get("requests_waiting") == 2, "nobody waits")
+        eventually(lambda: users.pool.stats().get("requests_waiting") == 2, LIMIT, lambda: "nobody waits")
         started = time.monotonic()
         with pytest.raises(OverloadedError, match="queue is full") as caught:
             users.fetch_one(COUNT, {}, int)
@@ -114,9 +115,9 @@ def test_an_outage_that_outlasts_all_who_wait_has_an_end(
         for _ in range(8):
             with pytest.raises(UnavailableError):
                 users.fetch_one(COUNT, {}, int)
-        wait_until(lambda: pool.stats().get("requests_waiting") == 2, "the queue is not full")
+        eventually(lambda: pool.stats().get("requests_waiting") == 2, LIMIT, lambda: "the queue is not full")
         wire.away.clear()
-        wait_until(lambda: answers(users), "it does not connect again")
+        eventually(lambda: answers(users), LIMIT, lambda: "it does not connect again")
     finally:
         pool.close()
 
@@ -135,11 +136,11 @@ def test_a_closed_pool_is_unavailable(users: Database) -> None:
 
 
 def test_connections_that_died_in_the_pool_cost_no_attempt(world: World, users: Database) -> None:
-    occupy_both(users)
-    processes = [Path(f"/proc/{pid}") for pid in world.backends("true")]
+    with users.pool.connection() as first, users.pool.connection() as second:
+        sockets = [first.fileno(), second.fileno()]
     assert world.terminate_all() == 2
-    # Their sockets are closed after they have left pg_stat_activity.
-    wait_until(lambda: not any(process.exists() for process in processes), "they do not end")
+    # They leave pg_stat_activity before they say farewell.
+    eventually(lambda: len(select.select(sockets, [], [], 0)[0]) == 2, LIMIT)
     with capture_logs() as logs:
         assert users.write(effect(), mutation()) == "a"
     assert logs == [], "no attempt failed"

@@ -17,8 +17,9 @@ from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.errors import KronosError, OverloadedError, UnavailableError
-from tests.faults.conftest import COUNT, World, effect, make_world, wait_until
+from tests.faults.conftest import COUNT, World, effect, make_world
 from tests.parts.domain import LIMIT, mutation
+from tests.parts.eventually import eventually
 
 ADD = Query("add", "/* users:add */ INSERT INTO users.effect VALUES (%(note)s)", "", True)
 
@@ -82,12 +83,12 @@ def test_a_crash_loses_and_doubles_nothing(own_postgres: EmbeddedPostgres, own_w
         writers = [threads.submit(write, writer) for writer in range(4)]
         for _crash in range(2):
             acknowledged = len(patient)
-            wait_until(lambda: len(patient) >= acknowledged + 50, "writers do not write")  # noqa: B023
+            eventually(lambda: len(patient) >= acknowledged + 50, LIMIT, lambda: "writers do not write")  # noqa: B023
             own_postgres.stop("immediate")
             own_postgres.start()
             started = time.monotonic()
             acknowledged = len(patient)
-            wait_until(lambda: len(patient) > acknowledged, "the pool does not recover")  # noqa: B023
+            eventually(lambda: len(patient) > acknowledged, LIMIT, lambda: "the pool does not recover")  # noqa: B023
             assert time.monotonic() - started < 5
         stop.set()
         for writer in writers:
@@ -131,7 +132,7 @@ def waits_for_standby(world: World, probe: psycopg.Connection[Any], threads: Thr
     def waiting() -> bool:
         return world.admin.execute(look, [probe.info.backend_pid]).fetchone() == (1,)
 
-    wait_until(lambda: commit.done() or waiting(), "the probe hangs")
+    eventually(lambda: commit.done() or waiting(), LIMIT, lambda: "the probe hangs")
     waited = not commit.done()
     if waited:
         world.admin.execute("SELECT pg_cancel_backend(%s)", [probe.info.backend_pid])
@@ -167,8 +168,8 @@ def test_a_commit_whose_replication_was_ended_is_acknowledged_only_once_replicat
         first = own_world.wait_for(WAITS)
         own_world.admin.execute(f"SELECT {ended_by}(%s)", [first])
         # The answer is there, committed on this server alone: whoever tells of it waits as well.
-        wait_until(lambda: own_world.effects() == ["a"], "not committed")
-        wait_until(lambda: own_world.answers() == 1, "not committed")
+        eventually(lambda: own_world.effects() == ["a"], LIMIT, lambda: "not committed")
+        eventually(lambda: own_world.answers() == 1, LIMIT, lambda: "not committed")
         own_world.wait_for(f"{WAITS} AND query LIKE '%users:recall%'")
         assert not answer.done()
         no_standby()
@@ -194,7 +195,7 @@ def test_a_commit_whose_replication_is_ended_again_and_again_is_unavailable(
                     own_world.admin.execute(f"SELECT {ended_by}(%s)", [pid])
                 return answer.done()  # noqa: B023 # of this round
 
-            wait_until(end_all, "no end of it")
+            eventually(end_all, LIMIT, lambda: "no end of it")
             with pytest.raises(UnavailableError):
                 answer.result()
     assert own_world.effects().count("a") == 1
