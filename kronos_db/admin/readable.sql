@@ -33,7 +33,7 @@ GRANT SELECT (
 GRANT SELECT (is_only, summary, update_time) ON admin.backup_summary TO kronos_query;
 
 -- What the runtime keeps in every schema.
-GRANT SELECT (xid, place, part, kind, record_id, create_time) ON admin.change TO kronos_query;
+GRANT SELECT (xid, place, part, kind, record_id, create_time, copied) ON admin.change TO kronos_query;
 -- secret: admin.change (body): what watchers are told, sealed values and contents among it.
 GRANT SELECT (is_only, purged) ON admin.change_horizon TO kronos_query;
 GRANT SELECT (id, beat, timeline, applied) ON admin.copy_holder TO kronos_query;

@@ -21,7 +21,7 @@ GRANT SELECT (namespace_id, tag, sequence, update_time) ON cache.tag TO kronos_q
 GRANT SELECT (namespace_id, entries, bytes, is_base) ON cache.usage TO kronos_query;
 
 -- What the runtime keeps in every schema.
-GRANT SELECT (xid, place, part, kind, record_id, create_time) ON cache.change TO kronos_query;
+GRANT SELECT (xid, place, part, kind, record_id, create_time, copied) ON cache.change TO kronos_query;
 -- secret: cache.change (body): what watchers are told, sealed values and contents among it.
 GRANT SELECT (is_only, purged) ON cache.change_horizon TO kronos_query;
 GRANT SELECT (id, beat, timeline, applied) ON cache.copy_holder TO kronos_query;

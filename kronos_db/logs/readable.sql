@@ -17,7 +17,7 @@ GRANT SELECT (
 GRANT SELECT (service, severity, keep_days) ON logs.retention TO kronos_query;
 
 -- What the runtime keeps in every schema.
-GRANT SELECT (xid, place, part, kind, record_id, create_time) ON logs.change TO kronos_query;
+GRANT SELECT (xid, place, part, kind, record_id, create_time, copied) ON logs.change TO kronos_query;
 -- secret: logs.change (body): what watchers are told, sealed values and contents among it.
 GRANT SELECT (is_only, purged) ON logs.change_horizon TO kronos_query;
 GRANT SELECT (id, beat, timeline, applied) ON logs.copy_holder TO kronos_query;

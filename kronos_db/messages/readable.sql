@@ -27,7 +27,7 @@ GRANT SELECT (
 ) ON messages.total TO kronos_query;
 
 -- What the runtime keeps in every schema.
-GRANT SELECT (xid, place, part, kind, record_id, create_time) ON messages.change TO kronos_query;
+GRANT SELECT (xid, place, part, kind, record_id, create_time, copied) ON messages.change TO kronos_query;
 -- secret: messages.change (body): what watchers are told, sealed values and contents among it.
 GRANT SELECT (is_only, purged) ON messages.change_horizon TO kronos_query;
 GRANT SELECT (id, beat, timeline, applied) ON messages.copy_holder TO kronos_query;

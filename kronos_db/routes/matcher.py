@@ -19,14 +19,15 @@ from kronos_db.routes.template import ANY, LITERAL, Segment, Template, parse, se
 _NOTHING: Mapping[str, str] = {}
 
 
-class Entry:
-    """A route, ready to be matched. `answer` is for whoever makes answers of it."""
+class Place:
+    """Which requests are a route's: where in a tree it stands, and what it takes of those that come there."""
 
-    __slots__ = ("answer", "headers", "host", "methods", "order", "parameters", "rest_at", "route", "template")
+    __slots__ = ("_said", "headers", "host", "methods", "parameters", "rest_at", "route_id", "template")
 
     def __init__(self, route: Route) -> None:
         spec = route.spec
-        self.route = route
+        self._said = _said(spec)
+        self.route_id = route.id
         self.host: str = spec.get("host", "")
         self.template: Template = parse(spec["path"], "path")
         self.methods: Sequence[str] = spec.get("methods", ())
@@ -34,25 +35,38 @@ class Entry:
         # Where in a path the value of each parameter stands, and where the rest begins.
         self.parameters = tuple((each.name, at) for at, each in enumerate(self.template.segments) if each.name)
         self.rest_at = len(self.template.segments)
-        # Sorts the routes of one template; the first of those that take a request is its route.
-        self.order = (
-            not self.methods,
-            -len(self.headers),
-            -spec.get("priority", 0),
-            route.create_time,
-            route.name,
-        )
-        self.answer: Any = None
+
+    def is_of(self, spec: Mapping[str, Any]) -> bool:
+        """Tell whether a route that says this stands here."""
+        return self._said == _said(spec)
 
     def takes(self, headers: Mapping[str, str]) -> bool:
         """Tell whether `headers`, their names in lower case, are those that the route asks for."""
         return all(name in headers and (not value or headers[name] == value) for name, value in self.headers)
 
+
+class Entry:
+    """A route, ready to be matched. `answer` is for whoever makes answers of it."""
+
+    __slots__ = ("answer", "place", "route")
+
+    def __init__(self, route: Route, place: Place) -> None:
+        self.route = route
+        self.place = place
+        self.answer: Any = None
+
+    @property
+    def rank(self) -> tuple[Any, ...]:
+        """Sorts the routes of one place in the tree that ask for the same; the smaller goes first."""
+        route = self.route
+        return -route.spec.get("priority", 0), route.create_time, route.name
+
     def values(self, segments: Sequence[str]) -> dict[str, str]:
         """Return the values of the parameters in a path that matches."""
-        found = {name: segments[at] for name, at in self.parameters}
-        if self.template.rest_name:
-            found[self.template.rest_name] = "/".join(segments[self.rest_at :])
+        place = self.place
+        found = {name: segments[at] for name, at in place.parameters}
+        if place.template.rest_name:
+            found[place.template.rest_name] = "/".join(segments[place.rest_at :])
         return found
 
 
@@ -61,24 +75,24 @@ Found: TypeAlias = tuple[Entry, list[str]]
 
 
 class _Routes:
-    """The routes of one template, by method, in order. "" has those for all methods."""
+    """The places of one template, by method, in order. "" has those for all methods."""
 
     __slots__ = ("all", "by_method")
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self.all = tuple(sorted(entries, key=lambda entry: entry.order) if len(entries) > 1 else entries)
-        methods = {method for entry in self.all for method in entry.methods}
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.all = tuple(places)
+        methods = {method for place in self.all for method in place.methods}
         self.by_method = {
-            method: tuple(entry for entry in self.all if not entry.methods or method in entry.methods)
+            method: tuple(place for place in self.all if not place.methods or method in place.methods)
             for method in (*methods, "")
         }
 
-    def first(self, method: str, headers: Mapping[str, str]) -> Entry | None:
-        """Return the first route that takes a request."""
+    def first(self, method: str, headers: Mapping[str, str]) -> Place | None:
+        """Return the first place that takes a request."""
         by_method = self.by_method
-        for entry in by_method[method] if method in by_method else by_method[""]:
-            if not entry.headers or entry.takes(headers):
-                return entry
+        for place in by_method[method] if method in by_method else by_method[""]:
+            if not place.headers or place.takes(headers):
+                return place
         return None
 
 
@@ -140,9 +154,9 @@ class Matcher:
         """Return the route of a request; `headers` by names in lower case. Raises PathInvalidError."""
         segments = segments_of(path)
         for tree in self._trees_of(host):
-            entry = _find(tree, segments, method, headers)
-            if entry is not None:
-                return entry, segments
+            place = _find(tree, segments, method, headers)
+            if place is not None:
+                return self.entries[place.route_id], segments
         return None
 
     def changed(self, routes: Iterable[Route], removed: Iterable[str] = ()) -> Matcher:
@@ -187,44 +201,36 @@ class Edit:
 
     def put(self, route: Route) -> None:
         """Put a route in, or in the place of what it was."""
-        before = self._made.entries.get(route.id)
-        entry = Entry(route)
-        if before is not None and (before.host != entry.host or before.template != entry.template):
+        entries = self._made.entries
+        before = entries.get(route.id)
+        # Most changes leave a route where it stands; then the trees stay as they are.
+        if before is not None and before.place.is_of(route.spec):
+            entry = entries[route.id] = Entry(route, before.place)
+            if entry.rank != before.rank and len(self._at(entry.place)) > 1:
+                self._stand(entry.place)
+            return
+        if before is not None:
             self.remove(route.id)
-            before = None
-        self._made.entries[route.id] = entry
-        self._made.has_headers += bool(entry.headers) - bool(before and before.headers)
-        node = self._owned_root(entry.host)
-        for segment in entry.template.segments:
-            child = node.child(segment)
-            owned = self._owned(child)
-            if owned is not child:
-                node.put(segment, owned)
-            node = owned
-        routes = node.rest if entry.template.rest else node.here
-        others = [each for each in routes.all if each is not before] if routes else []
-        _set(node, entry.template, _Routes([*others, entry]))
+        entry = entries[route.id] = Entry(route, Place(route))
+        self._made.has_headers += bool(entry.place.headers)
+        self._stand(entry.place)
 
     def remove(self, route_id: str) -> None:
         """Take a route out, if it is there."""
         entry = self._made.entries.pop(route_id, None)
         if entry is None:
             return
-        self._made.has_headers -= bool(entry.headers)
-        way = [self._owned_root(entry.host)]
-        for segment in entry.template.segments:
-            child = self._owned(way[-1].child(segment))
-            way[-1].put(segment, child)
-            way.append(child)
-        routes = way[-1].rest if entry.template.rest else way[-1].here
-        left = [each for each in (routes.all if routes else ()) if each is not entry]
-        _set(way[-1], entry.template, _Routes(left) if left else None)
-        for node, segment in zip(reversed(way[:-1]), reversed(entry.template.segments), strict=True):
-            child_of = node.child(segment)
-            if child_of is not None and child_of.is_empty:
+        place = entry.place
+        self._made.has_headers -= bool(place.headers)
+        way = self._owned_way(place)
+        left = [each for each in _routes_of(way[-1], place.template) if each is not place]
+        _set(way[-1], place.template, _Routes(left) if left else None)
+        for node, segment in zip(reversed(way[:-1]), reversed(place.template.segments), strict=True):
+            child = node.child(segment)
+            if child is not None and child.is_empty:
                 node.put(segment, None)
         if way[0].is_empty:
-            del self._made._trees[entry.host]  # noqa: SLF001  # of the same module
+            del self._made._trees[place.host]  # noqa: SLF001  # of the same module
 
     def done(self) -> Matcher:
         """Return the matcher; nothing is changed any more."""
@@ -234,10 +240,37 @@ class Edit:
         made._wildcards = {host[1:]: tree for host, tree in trees.items() if host[:1] == "*"}  # noqa: SLF001
         return made
 
-    def _owned_root(self, host: str) -> _Node:
+    def _stand(self, place: Place) -> None:
+        """Have a place stand in its tree, in order with the others there."""
+        node = self._owned_way(place)[-1]
+        places = [each for each in _routes_of(node, place.template) if each is not place]
+        places.append(place)
+        _set(node, place.template, _Routes(sorted(places, key=self._order) if len(places) > 1 else places))
+
+    def _order(self, place: Place) -> tuple[Any, ...]:
+        """Sort the routes of one template; the first of those that take a request is its route."""
+        return not place.methods, -len(place.headers), *self._made.entries[place.route_id].rank
+
+    def _at(self, place: Place) -> Sequence[Place]:
+        """Return what stands where `place` stands."""
+        node: _Node | None = self._made._trees[place.host]  # noqa: SLF001  # of the same module
+        for segment in place.template.segments:
+            node = node and node.child(segment)
+        return _routes_of(node, place.template) if node else ()
+
+    def _owned_way(self, place: Place) -> list[_Node]:
+        """Return the nodes from the root of its tree to `place`, all to be changed; made where there are none."""
         trees = self._made._trees  # noqa: SLF001  # of the same module
-        trees[host] = self._owned(trees.get(host))
-        return trees[host]
+        node = trees[place.host] = self._owned(trees.get(place.host))
+        way = [node]
+        for segment in place.template.segments:
+            child = node.child(segment)
+            owned = self._owned(child)
+            if owned is not child:
+                node.put(segment, owned)
+            node = owned
+            way.append(node)
+        return way
 
     def _owned(self, node: _Node | None) -> _Node:
         if node is not None and id(node) in self._own:
@@ -256,6 +289,16 @@ def normalized_host(host: str) -> str:
     return host.partition(":")[0].rstrip(".")
 
 
+def _said(spec: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what of a route decides where it stands."""
+    return spec.get("host"), spec["path"], spec.get("methods"), spec.get("headers")
+
+
+def _routes_of(node: _Node, template: Template) -> Sequence[Place]:
+    routes = node.rest if template.rest else node.here
+    return routes.all if routes else ()
+
+
 def _set(node: _Node, template: Template, routes: _Routes | None) -> None:
     if template.rest:
         node.rest = routes
@@ -263,7 +306,7 @@ def _set(node: _Node, template: Template, routes: _Routes | None) -> None:
         node.here = routes
 
 
-def _find(root: _Node, segments: Sequence[str], method: str, headers: Mapping[str, str]) -> Entry | None:
+def _find(root: _Node, segments: Sequence[str], method: str, headers: Mapping[str, str]) -> Place | None:
     # Most paths have one way through the tree: it is walked without a list of what else may follow.
     node, depth = root, 0
     count = len(segments)
@@ -281,16 +324,16 @@ def _find(root: _Node, segments: Sequence[str], method: str, headers: Mapping[st
         routes = node.here or node.rest
         if routes is None:
             return None
-        entry = routes.first(method, headers)
-        if entry is not None or node.here is None or node.rest is None:
-            return entry
+        place = routes.first(method, headers)
+        if place is not None or node.here is None or node.rest is None:
+            return place
         return node.rest.first(method, headers)
     return _find_among(node, depth, segments, method, headers)
 
 
 def _find_among(
     start: _Node, depth: int, segments: Sequence[str], method: str, headers: Mapping[str, str]
-) -> Entry | None:
+) -> Place | None:
     """Look at every way from `start` on, the one that goes first first."""
     count = len(segments)
     level = [start]
@@ -316,6 +359,6 @@ def _find_among(
         level = following
         depth += 1
     for routes in (*(node.here for node in exact), *rests):
-        if routes is not None and (entry := routes.first(method, headers)) is not None:
-            return entry
+        if routes is not None and (place := routes.first(method, headers)) is not None:
+            return place
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -19,19 +19,20 @@ from kronos_db.runtime.database.changes import Noted
 from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.timestamps import set_timestamp
 
-ROUTE_FIELDS = (
-    "methods",
-    "host",
-    "path",
-    "headers",
-    "upstream",
-    "caller",
-    "permissions",
-    "scopes",
-    "quotas",
-    "priority",
-    "metadata",
-)
+# What a caller sets of a route, and how the value of each is stored.
+ROUTE_FIELDS: Mapping[str, Callable[[Any], Any]] = {
+    "methods": sorted,
+    "host": str.lower,
+    "path": str,
+    "headers": lambda headers: sorted([header.name.lower(), header.value] for header in headers),
+    "upstream": str,
+    "caller": lambda _: ANYONE,
+    "permissions": lambda permissions: [[each.permission, each.scope] for each in permissions],
+    "scopes": list,
+    "quotas": list,
+    "priority": int,
+    "metadata": dict,
+}
 RULES = ("rate", "calendar", "concurrency")
 QUOTA_FIELDS = (*RULES, "keys", "shadow", "failure_mode")
 ANYONE = "anyone"
@@ -49,20 +50,11 @@ _FAILURES: Mapping[int, pb.QuotaFailureMode.ValueType] = {int(mode): mode for mo
 
 def spec_of(route: pb.Route) -> dict[str, Any]:
     """Return what a caller sets of a route; what has its default is left out."""
-    spec: dict[str, Any] = {
-        "methods": sorted(route.methods),
-        "host": route.host.lower(),
-        "path": route.path,
-        "headers": sorted([header.name.lower(), header.value] for header in route.headers),
-        "upstream": route.upstream,
-        "caller": ANYONE if route.caller == pb.CALLER_REQUIREMENT_ANYONE else "",
-        "permissions": [[each.permission, each.scope] for each in route.permissions],
-        "scopes": list(route.scopes),
-        "quotas": list(route.quotas),
-        "priority": route.priority,
-        "metadata": dict(route.metadata),
+    return {
+        field.name: read(value)
+        for field, value in route.ListFields()
+        if (read := ROUTE_FIELDS.get(field.name)) and (field.name != "caller" or value == pb.CALLER_REQUIREMENT_ANYONE)
     }
-    return {name: value for name, value in spec.items() if value}
 
 
 def new_route(path: str, route_id: str, name: str, spec: Mapping[str, Any]) -> NewRoute:

@@ -17,7 +17,7 @@ GRANT SELECT (
 GRANT SELECT (key, slot, value, expire_time) ON routes.usage TO kronos_query;
 
 -- What the runtime keeps in every schema.
-GRANT SELECT (xid, place, part, kind, record_id, create_time) ON routes.change TO kronos_query;
+GRANT SELECT (xid, place, part, kind, record_id, create_time, copied) ON routes.change TO kronos_query;
 -- secret: routes.change (body): what watchers are told, sealed values and contents among it.
 GRANT SELECT (is_only, purged) ON routes.change_horizon TO kronos_query;
 GRANT SELECT (id, beat, timeline, applied) ON routes.copy_holder TO kronos_query;

@@ -98,7 +98,7 @@ class RoutesService(QuotaMethods, RoutesServiceServicer):
     def UpdateRoute(self, request: pb.UpdateRouteRequest, context: grpc.ServicerContext) -> pb.UpdateRouteResponse:
         """Change the fields that the mask names."""
         route = request.route
-        fields = masked_fields(request.update_mask, route, "route", messages.ROUTE_FIELDS)
+        fields = masked_fields(request.update_mask, route, "route", tuple(messages.ROUTE_FIELDS))
         values = messages.spec_of(route)
 
         def change(current: model.Route) -> model.NewRoute:

@@ -133,12 +133,13 @@ class RoutesStore:
             gone = tx.fetch_all(self._queries["delete_routes_but"], {"names": names}, Route)
             self._note_removed(tx, ROUTE, [route.id for route in gone], version)
             written = tx.fetch_all(self._queries["apply_routes"], _all_columns(routes, version), _written)
-            for route in gone:
-                _note_route(tx, Event.DELETED, route, version)
             specs = {route.name: route.spec for route in routes}
+            events = [(Event.DELETED, route) for route in gone]
             for new, route in written:
-                event = Event.CREATED if new else Event.UPDATED
-                _note_route(tx, event, route._replace(spec=specs[route.name]), version)
+                events.append((Event.CREATED if new else Event.UPDATED, route._replace(spec=specs[route.name])))
+            # The table is one copy, and the first change makes it old.
+            for index, (event, route) in enumerate(events):
+                _note_route(tx, event, route, version, copied=not index)
             created = [route.name for new, route in written if new]
             updated = [route.name for new, route in written if not new]
             deleted = [route.name for route in gone]
@@ -346,13 +347,13 @@ def _check_etag(version: int, etag: int | None, field: str) -> None:
         raise RoutesEtagMismatchError(violations=[FieldViolation(field, "is not the current one")])
 
 
-def _note_route(tx: Transaction, event: Event, route: Route, version: int) -> None:
+def _note_route(tx: Transaction, event: Event, route: Route, version: int, *, copied: bool = True) -> None:
     # With all of it, so that a watcher is told without another read; an endpoint is no secret.
     body: dict[str, Any] = {"event": event, "table": version}
     if event is not Event.DELETED:
         times = {"created": route.create_time.isoformat(), "updated": route.update_time.isoformat()}
         body |= {"name": route.name, "spec": route.spec, "version": route.version, **times}
-    tx.note(changes.Change(ROUTE, route.id, body))
+    tx.note(changes.Change(ROUTE, route.id, body, copied))
 
 
 def _note_quota(tx: Transaction, event: Event, quota: Quota, version: int) -> None:

@@ -32,8 +32,8 @@ _POLL = 1.0
 # seconds at least and at most, so that the other processes, which do the same at the same time, are ready too.
 _PATIENCE = 2.0
 _FOR_OTHERS, _LEAST_FOR_OTHERS, _MOST_FOR_OTHERS = 0.25, 0.005, 0.25
-# So many routes are put in at a time; then other threads get the interpreter.
-_AT_A_TIME, _BREATH = 50, 0.0001
+# For so many seconds routes are put in; then other threads get the interpreter.
+_AT_A_TIME, _BREATH = 0.001, 0.0001
 
 
 class Snapshot:
@@ -182,10 +182,12 @@ def _changed(before: Snapshot, change: TableChange) -> Snapshot:
     edit = Edit(Matcher() if change.whole else before.matcher)
     for removed in change.removed:
         edit.remove(removed)
-    for number, route in enumerate(change.routes, 1):
+    until = time.perf_counter() + _AT_A_TIME
+    for route in change.routes:
         edit.put(route)
-        if number % _AT_A_TIME == 0:
+        if time.perf_counter() > until:
             time.sleep(_BREATH)
+            until = time.perf_counter() + _AT_A_TIME
     quotas = {} if change.whole else dict(before.quotas)
     for removed in change.removed:
         quotas.pop(removed, None)

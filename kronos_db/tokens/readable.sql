@@ -13,7 +13,7 @@ GRANT SELECT (
 -- secret: tokens.token (sensitive_claims): sealed.
 
 -- What the runtime keeps in every schema.
-GRANT SELECT (xid, place, part, kind, record_id, create_time) ON tokens.change TO kronos_query;
+GRANT SELECT (xid, place, part, kind, record_id, create_time, copied) ON tokens.change TO kronos_query;
 -- secret: tokens.change (body): what watchers are told, sealed values and contents among it.
 GRANT SELECT (is_only, purged) ON tokens.change_horizon TO kronos_query;
 GRANT SELECT (id, beat, timeline, applied) ON tokens.copy_holder TO kronos_query;

@@ -17,7 +17,7 @@ GRANT SELECT (
 -- secret: users.users (phone_index): keyed hash of it.
 
 -- What the runtime keeps in every schema.
-GRANT SELECT (xid, place, part, kind, record_id, create_time) ON users.change TO kronos_query;
+GRANT SELECT (xid, place, part, kind, record_id, create_time, copied) ON users.change TO kronos_query;
 -- secret: users.change (body): what watchers are told, sealed values and contents among it.
 GRANT SELECT (is_only, purged) ON users.change_horizon TO kronos_query;
 GRANT SELECT (id, beat, timeline, applied) ON users.copy_holder TO kronos_query;

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kronos_db.routes.matcher import Entry, Matcher, normalized_host
+from kronos_db.routes.matcher import Entry, Matcher, Place, normalized_host
 from kronos_db.routes.model import Route
 from kronos_db.routes.template import parse, segments_of
 from tests.routes.population import route
@@ -174,7 +174,8 @@ def test_a_more_specific_route_that_does_not_take_the_method_stands_in_no_ones_w
 
 
 def test_values_of_parameters() -> None:
-    entry = Entry(route("r", "/{a}/x/{b:int}/{rest:**}"))
+    declared = route("r", "/{a}/x/{b:int}/{rest:**}")
+    entry = Entry(declared, Place(declared))
 
     assert entry.values(segments_of("/caf%C3%A9/x/7/c/d")) == {"a": "café", "b": "7", "rest": "c/d"}
     assert entry.values(segments_of("/q/x/7")) == {"a": "q", "b": "7", "rest": ""}

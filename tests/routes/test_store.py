@@ -119,6 +119,7 @@ def test_apply_writes_what_differs_alone(store: RoutesStore, database: Database)
     assert told == [("deleted", None), ("updated", "b"), ("created", "d")]
     assert {noted.change.body["table"] for noted in page.changes} == {second.version}
     assert page.changes[2].change.body["spec"]["metadata"] == {"ä": "\\"}
+    assert len(database.changes_since(position, 100, whole=False).changes) == 1, "one makes the copies of the table old"
     with pytest.raises(RoutesEtagMismatchError):
         store.apply([], first.version, mutation())
     assert [route.name for route in store.list_routes(Listing(10, "", ""))] == ["a", "b", "d"]

@@ -35,7 +35,8 @@ _BITS = 16
 class Change:
     """One change of one record: `kind` of record, its id, and what is told to those who watch (JSON).
 
-    `copied` is false for records of which nobody keeps copies: then no write waits for those who would drop them.
+    `copied` is false for records of which nobody keeps copies: then no write waits for those who would drop them. It is
+    false too when another change of the same transaction already says all that copies depend on.
     """
 
     kind: str
@@ -164,4 +165,6 @@ class ChangeLog:
     @staticmethod
     def columns(changes: Sequence[Change]) -> Mapping[str, str]:
         """Return the parameters of `append`: one text, since psycopg looks at each element of an array."""
-        return {"changes": json.dumps([(change.kind, change.record_id, change.body) for change in changes])}
+        return {
+            "changes": json.dumps([(change.kind, change.record_id, change.body, change.copied) for change in changes])
+        }

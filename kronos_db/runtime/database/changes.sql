@@ -16,8 +16,8 @@ GREATEST(
 
 -- name: append
 -- Notes what a transaction changed, as its last statement before COMMIT. The number is drawn once for all rows.
-INSERT INTO {schema}.change (place, part, kind, record_id, body)
-SELECT (SELECT nextval('{schema}.change_place')), part, change ->> 0, change ->> 1, change -> 2
+INSERT INTO {schema}.change (place, part, kind, record_id, body, copied)
+SELECT (SELECT nextval('{schema}.change_place')), part, change ->> 0, change ->> 1, change -> 2, (change ->> 3)::boolean
 FROM jsonb_array_elements(%(changes)s::text::jsonb) WITH ORDINALITY AS item (change, part);
 
 -- name: after_commit
@@ -35,7 +35,8 @@ SELECT set_config('synchronous_commit', 'off', true), pg_notify(%(channel)s, '')
 
 -- name: since
 -- What became visible after one snapshot and until another, or until now, in the order of the commits. One row at
--- least, so that the snapshot is told when there is nothing. Who only wants to know what became old gets no more of bodies.
+-- least, so that the snapshot is told when there is nothing. Who only wants to know what became old gets what copies depend
+-- on, and no more of bodies.
 SELECT snapshot.now::text, {newest}, horizon.purged::text::bigint, {identity}, {timeline}, change.place, change.part,
     change.kind, change.record_id,
     CASE
@@ -53,6 +54,7 @@ LEFT JOIN LATERAL (
         AND NOT pg_visible_in_snapshot(xid, %(seen)s::pg_snapshot)
         AND pg_visible_in_snapshot(xid, snapshot.now)
         AND (place, part) > (%(place)s::bigint, %(part)s::integer)
+        AND (%(whole)s OR copied)
     ORDER BY place, part
     LIMIT %(limit)s
 ) AS change ON true

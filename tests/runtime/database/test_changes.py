@@ -175,6 +175,18 @@ def test_pages_of_any_size_make_the_same_whole(database: Database, sessions: lis
     assert read(database, start, limit)[0] == names
 
 
+def test_who_keeps_copies_reads_what_they_depend_on_alone(database: Database, sessions: list[Session]) -> None:
+    start = database.position()
+    noted = [Change("test", "first"), Change("test", "second", copied=False), Change("test", "third", {"a": 1})]
+    sessions[0].execute(LOG.queries["append"].text, LOG.columns(noted))
+    sessions[0].commit()
+
+    assert read(database, start)[0] == ["first", "second", "third"]
+    page = database.changes_since(start, 10, whole=False)
+    assert [(each.change.record_id, each.change.body) for each in page.changes] == [("first", {}), ("third", {})]
+    assert read(database, page.end)[0] == []
+
+
 def test_a_position_of_another_history_is_lost(database: Database) -> None:
     here = database.position()
     assert here.history
