@@ -118,7 +118,8 @@ def test_nothing_is_lost_and_nothing_told_twice_while_the_table_changes(
 ) -> None:
     """Watchers come and go while routes are written; in the end each has the table, and saw it grow step by step."""
     routes = stub(fresh_serving)
-    stopped = threading.Event()
+    # Followers end before the writers do: without changes they would wait for the next one.
+    enough, stopped = threading.Event(), threading.Event()
 
     def write(seed: int) -> None:
         chance, mine = random.Random(seed), []
@@ -134,11 +135,11 @@ def test_nothing_is_lost_and_nothing_told_twice_while_the_table_changes(
     mirrors: list[Mirror] = []
 
     def follow(mirror: Mirror) -> None:
-        while not stopped.is_set():
+        while not enough.is_set():
             stream = watch(mirror.token)
             for count, message in enumerate(stream):
                 mirror.take(message)
-                if stopped.is_set() or (mirror.token and count > 30):
+                if enough.is_set() or (mirror.token and count > 30):
                     break
             stream.cancel()
 
@@ -151,9 +152,13 @@ def test_nothing_is_lost_and_nothing_told_twice_while_the_table_changes(
         followers.append(threading.Thread(target=follow, args=(mirrors[-1],)))
         followers[-1].start()
         eventually(lambda: mirrors[-1].complete, LIMIT)
+    enough.set()
+    for follower in followers:
+        follower.join(LIMIT)
+        assert not follower.is_alive()
     stopped.set()
-    for thread in (*writers, *followers):
-        thread.join(LIMIT)
+    for writer in writers:
+        writer.join(LIMIT)
     assert all(mirror.faults == [] for mirror in mirrors)
     # Who got no token yet begins anew.
     mirrors = [mirror if mirror.token else Mirror() for mirror in mirrors]
