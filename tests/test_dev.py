@@ -18,9 +18,11 @@ import psycopg
 import pytest
 from kronos.users.v1 import users_pb2, users_pb2_grpc
 
+from kronos_db import first_secrets
 from kronos_db.config import PREFIX
 from kronos_db.embedded.redis import EmbeddedRedis
 from tests.parts.dev import Dev
+from tests.parts.serving import ROLE_SECRET
 
 LIMIT = 30.0  # seconds
 Start = Callable[..., Dev]
@@ -186,7 +188,9 @@ def test_a_port_that_is_taken_is_one_sentence(start: Start, setting: str) -> Non
     assert dev.lines[-1] == told
 
 
-def test_a_postgresql_that_is_set_replaces_the_own_one(start: Start, empty_database: str) -> None:
+def test_a_postgresql_that_is_set_replaces_the_own_one(start: Start, data: Path, empty_database: str) -> None:
+    (data / "keys").mkdir(parents=True)
+    (data / "keys" / first_secrets.ROLE_SECRET).write_text(ROLE_SECRET)
     dev = start(postgres_dsn=empty_database, processes="1")
     dev.serve()
     names = {process.name() for process in dev.family()}

@@ -84,12 +84,15 @@ class Serving:
         return users_pb2_grpc.UsersServiceStub(self.channel_of(caller))
 
 
+# The same for all servers of a test run: roles belong to the whole PostgreSQL.
+ROLE_SECRET = "the role secret of the tests, 32 or more"
+
+
 def make_secrets(folder: Path, tokens: dict[str, str]) -> dict[str, str]:
     """Make master key, role secret and access file; fill `tokens`; return the settings that name them."""
     create_master_key_file(folder / "master.key")
     masters = FileMasterKeys(folder / "master.key")
-    # The same for all servers of a test run: roles belong to the whole PostgreSQL.
-    (folder / "role.secret").write_text("the role secret of the tests, 32 or more")
+    (folder / "role.secret").write_text(ROLE_SECRET)
     text = ""
     for caller, allow in CALLERS.items():
         tokens[caller] = new_token()

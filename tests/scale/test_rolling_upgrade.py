@@ -32,6 +32,7 @@ from kronos_db.runtime.interceptors.authentication import hash_token, new_token
 from tests.conftest import lacking
 from tests.parts.eventually import eventually
 from tests.parts.release import LIMIT, ROOT, Process, Release, release_before, take_out
+from tests.parts.serving import ROLE_SECRET
 from tests.parts.watching import SOAK
 
 # How often all processes are replaced, and calls of each kind that are answered before the next one is.
@@ -178,7 +179,7 @@ def settings(folder: Path, dsn: str) -> tuple[dict[str, str], str]:
     hashed = hash_token(token, FileMasterKeys(folder / "master.key"))
     (folder / "access.toml").write_text(f'[callers.operator]\ntokens = ["{hashed}"]\nallow = ["*"]\n')
     # That of all tests: roles belong to the whole PostgreSQL.
-    (folder / "role.secret").write_text("the role secret of the tests, 32 or more")
+    (folder / "role.secret").write_text(ROLE_SECRET)
     found = {
         "POSTGRES_DSN": dsn,
         "MASTER_KEY_FILE": folder / "master.key",
