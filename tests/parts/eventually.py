@@ -8,7 +8,7 @@ from collections.abc import Callable
 _SHORTEST, _LONGEST = 0.002, 0.3  # pauses in seconds
 
 
-def eventually(condition: Callable[[], object], limit: float = 5.0, why: Callable[[], object] = str) -> None:
+def eventually(condition: Callable[[], object], limit: float = 20.0, why: Callable[[], object] = str) -> None:
     """Return when `condition` holds; fail after `limit` seconds, with what `why` says then.
 
     The pause between two looks is nine times as long as the last one took: whom we wait for needs the processor too.

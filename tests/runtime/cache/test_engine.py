@@ -122,6 +122,7 @@ def process(source: Source, raw: Any, redis_server: EmbeddedRedis) -> Iterator[P
     yield make
     for remote in remotes:
         remote.close()
+        remote.server.close()
 
 
 def kind_of(source: Source, board: Board, **rules: Any) -> Kind:
