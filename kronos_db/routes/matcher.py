@@ -22,12 +22,13 @@ _NOTHING: Mapping[str, str] = {}
 class Place:
     """Which requests are a route's: where in a tree it stands, and what it takes of those that come there."""
 
-    __slots__ = ("_said", "headers", "host", "methods", "parameters", "rest_at", "route_id", "template")
+    __slots__ = ("_said", "headers", "host", "methods", "number", "parameters", "rest_at", "template")
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, number: int) -> None:
         spec = route.spec
         self._said = _said(spec)
-        self.route_id = route.id
+        # That of the route among those of a matcher.
+        self.number = number
         self.host: str = spec.get("host", "")
         self.template: Template = parse(spec["path"], "path")
         self.methods: Sequence[str] = spec.get("methods", ())
@@ -39,6 +40,16 @@ class Place:
     def is_of(self, spec: Mapping[str, Any]) -> bool:
         """Tell whether a route that says this stands here."""
         return self._said == _said(spec)
+
+    @property
+    def all(self) -> Sequence[Place]:
+        """What stands here when this is alone."""
+        return (self,)
+
+    def first(self, method: str, headers: Mapping[str, str]) -> Place | None:
+        """Return this when it takes a request."""
+        takes = (not self.methods or method in self.methods) and (not self.headers or self.takes(headers))
+        return self if takes else None
 
     def takes(self, headers: Mapping[str, str]) -> bool:
         """Tell whether `headers`, their names in lower case, are those that the route asks for."""
@@ -74,8 +85,8 @@ class Entry:
 Found: TypeAlias = tuple[Entry, list[str]]
 
 
-class _Routes:
-    """The places of one template, by method, in order. "" has those for all methods."""
+class _Places:
+    """Several places of one template, by method, in order. "" has those for all methods."""
 
     __slots__ = ("all", "by_method")
 
@@ -96,6 +107,10 @@ class _Routes:
         return None
 
 
+# What stands at a node. Most templates have one route: fewer looks around in memory than a list of it would cost.
+_Standing: TypeAlias = Place | _Places
+
+
 class _Node:
     """A place in the tree: what may follow, what ends here, and what goes on from here whatever follows."""
 
@@ -105,8 +120,8 @@ class _Node:
         self.literals: dict[str, _Node] = {}
         self.typed: tuple[tuple[Segment, _Node], ...] = ()
         self.any: _Node | None = None
-        self.here: _Routes | None = None
-        self.rest: _Routes | None = None
+        self.here: _Standing | None = None
+        self.rest: _Standing | None = None
 
     def copy(self) -> _Node:
         made = _Node()
@@ -141,10 +156,13 @@ class _Node:
 class Matcher:
     """All routes of one version of the table. `entries` has them by id."""
 
-    __slots__ = ("_hosts", "_trees", "_wildcards", "entries", "has_headers")
+    __slots__ = ("_free", "_hosts", "_numbered", "_trees", "_wildcards", "entries", "has_headers")
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
+        # By the number of their places, which is found faster than an id among many; and the numbers that are free.
+        self._numbered: list[Entry] = []
+        self._free: list[int] = []
         self.has_headers = 0
         self._trees: dict[str, _Node] = {}
         self._hosts: dict[str, _Node] = {}
@@ -156,7 +174,7 @@ class Matcher:
         for tree in self._trees_of(host):
             place = _find(tree, segments, method, headers)
             if place is not None:
-                return self.entries[place.route_id], segments
+                return self._numbered[place.number], segments
         return None
 
     def changed(self, routes: Iterable[Route], removed: Iterable[str] = ()) -> Matcher:
@@ -193,7 +211,10 @@ class Edit:
         made = Matcher()
         made.entries = dict(before.entries)
         made.has_headers = before.has_headers
-        made._trees = dict(before._trees)  # noqa: SLF001  # of the same module
+        # Of the same module, here and below.
+        made._numbered = list(before._numbered)  # noqa: SLF001
+        made._free = list(before._free)  # noqa: SLF001
+        made._trees = dict(before._trees)  # noqa: SLF001
         self._made = made
         self._own: set[int] = set()
         # Ids of objects are reused when these are gone.
@@ -201,17 +222,16 @@ class Edit:
 
     def put(self, route: Route) -> None:
         """Put a route in, or in the place of what it was."""
-        entries = self._made.entries
-        before = entries.get(route.id)
+        before = self._made.entries.get(route.id)
         # Most changes leave a route where it stands; then the trees stay as they are.
         if before is not None and before.place.is_of(route.spec):
-            entry = entries[route.id] = Entry(route, before.place)
+            entry = self._entered(Entry(route, before.place))
             if entry.rank != before.rank and len(self._at(entry.place)) > 1:
                 self._stand(entry.place)
             return
         if before is not None:
             self.remove(route.id)
-        entry = entries[route.id] = Entry(route, Place(route))
+        entry = self._entered(Entry(route, Place(route, self._number())))
         self._made.has_headers += bool(entry.place.headers)
         self._stand(entry.place)
 
@@ -221,46 +241,66 @@ class Edit:
         if entry is None:
             return
         place = entry.place
+        self._made._free.append(place.number)  # noqa: SLF001
         self._made.has_headers -= bool(place.headers)
         way = self._owned_way(place)
-        left = [each for each in _routes_of(way[-1], place.template) if each is not place]
-        _set(way[-1], place.template, _Routes(left) if left else None)
+        self._set(way[-1], place.template, [each for each in _places_of(way[-1], place.template) if each is not place])
         for node, segment in zip(reversed(way[:-1]), reversed(place.template.segments), strict=True):
             child = node.child(segment)
             if child is not None and child.is_empty:
                 node.put(segment, None)
         if way[0].is_empty:
-            del self._made._trees[place.host]  # noqa: SLF001  # of the same module
+            del self._made._trees[place.host]  # noqa: SLF001
 
     def done(self) -> Matcher:
         """Return the matcher; nothing is changed any more."""
         made = self._made
-        trees = made._trees  # noqa: SLF001  # of the same module
+        trees = made._trees  # noqa: SLF001
         made._hosts = {host: tree for host, tree in trees.items() if host and host[0] != "*"}  # noqa: SLF001
         made._wildcards = {host[1:]: tree for host, tree in trees.items() if host[:1] == "*"}  # noqa: SLF001
         return made
 
+    def _number(self) -> int:
+        free, numbered = self._made._free, self._made._numbered  # noqa: SLF001
+        return free.pop() if free else len(numbered)
+
+    def _entered(self, entry: Entry) -> Entry:
+        numbered, number = self._made._numbered, entry.place.number  # noqa: SLF001
+        if number == len(numbered):
+            numbered.append(entry)
+        else:
+            numbered[number] = entry
+        self._made.entries[entry.route.id] = entry
+        return entry
+
     def _stand(self, place: Place) -> None:
         """Have a place stand in its tree, in order with the others there."""
         node = self._owned_way(place)[-1]
-        places = [each for each in _routes_of(node, place.template) if each is not place]
-        places.append(place)
-        _set(node, place.template, _Routes(sorted(places, key=self._order) if len(places) > 1 else places))
+        others = [each for each in _places_of(node, place.template) if each is not place]
+        self._set(node, place.template, [*others, place])
+
+    def _set(self, node: _Node, template: Template, places: Sequence[Place]) -> None:
+        several = len(places) > 1
+        standing = _Places(sorted(places, key=self._order)) if several else places[0] if places else None
+        if template.rest:
+            node.rest = standing
+        else:
+            node.here = standing
 
     def _order(self, place: Place) -> tuple[Any, ...]:
         """Sort the routes of one template; the first of those that take a request is its route."""
-        return not place.methods, -len(place.headers), *self._made.entries[place.route_id].rank
+        return not place.methods, -len(place.headers), *self._made._numbered[place.number].rank  # noqa: SLF001
 
     def _at(self, place: Place) -> Sequence[Place]:
         """Return what stands where `place` stands."""
-        node: _Node | None = self._made._trees[place.host]  # noqa: SLF001  # of the same module
+        node: _Node | None = self._made._trees[place.host]  # noqa: SLF001
         for segment in place.template.segments:
             node = node and node.child(segment)
-        return _routes_of(node, place.template) if node else ()
+        return _places_of(node, place.template) if node else ()
 
     def _owned_way(self, place: Place) -> list[_Node]:
         """Return the nodes from the root of its tree to `place`, all to be changed; made where there are none."""
-        trees = self._made._trees  # noqa: SLF001  # of the same module
+        trees = self._made._trees  # noqa: SLF001
         node = trees[place.host] = self._owned(trees.get(place.host))
         way = [node]
         for segment in place.template.segments:
@@ -294,16 +334,9 @@ def _said(spec: Mapping[str, Any]) -> tuple[Any, ...]:
     return spec.get("host"), spec["path"], spec.get("methods"), spec.get("headers")
 
 
-def _routes_of(node: _Node, template: Template) -> Sequence[Place]:
-    routes = node.rest if template.rest else node.here
-    return routes.all if routes else ()
-
-
-def _set(node: _Node, template: Template, routes: _Routes | None) -> None:
-    if template.rest:
-        node.rest = routes
-    else:
-        node.here = routes
+def _places_of(node: _Node, template: Template) -> Sequence[Place]:
+    standing = node.rest if template.rest else node.here
+    return standing.all if standing else ()
 
 
 def _find(root: _Node, segments: Sequence[str], method: str, headers: Mapping[str, str]) -> Place | None:
@@ -338,7 +371,7 @@ def _find_among(
     count = len(segments)
     level = [start]
     # Of each level that was left behind, what takes any rest: the deepest goes first.
-    rests: list[_Routes] = []
+    rests: list[_Standing] = []
     exact: list[_Node] = []
     while True:
         found = [node.rest for node in level if node.rest is not None]

@@ -175,7 +175,7 @@ def test_a_more_specific_route_that_does_not_take_the_method_stands_in_no_ones_w
 
 def test_values_of_parameters() -> None:
     declared = route("r", "/{a}/x/{b:int}/{rest:**}")
-    entry = Entry(declared, Place(declared))
+    entry = Entry(declared, Place(declared, 0))
 
     assert entry.values(segments_of("/caf%C3%A9/x/7/c/d")) == {"a": "café", "b": "7", "rest": "c/d"}
     assert entry.values(segments_of("/q/x/7")) == {"a": "q", "b": "7", "rest": ""}
