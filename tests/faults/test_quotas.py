@@ -167,13 +167,17 @@ def test_two_quotas_at_once_and_exactly_the_smaller_one_passes(two: Two) -> None
     route = pb.Route(name="all", path="/all", upstream="u", caller=2, quotas=[large.name, small.name])
     two.stubs[0].CreateRoute(pb.CreateRouteRequest(route=route), **two.named)
     request = pb.AuthorizeRequestRequest(method="GET", path="/all")
+    lost: list[str] = []
 
     def work(number: int) -> int:
-        return sum(two.stubs[number % 2].AuthorizeRequest(request, **two.named).allowed for _ in range(12))
+        answers = [two.stubs[number % 2].AuthorizeRequest(request, **two.named) for _ in range(12)]
+        lost.extend(each.quota for answer in answers for each in answer.quotas if not each.counted)
+        return sum(answer.allowed for answer in answers)
 
     assert at_once(work) == 300
     assert two.used(small).used == 300
-    assert two.used(large).used == 300
+    # On a machine that is busy with other things Redis may seem to be away for a moment: it may have counted then.
+    assert 300 <= two.used(large).used <= 300 + lost.count(large.name)
 
 
 def test_no_burst_at_the_edge_of_any_window(two: Two) -> None:
