@@ -112,7 +112,7 @@ _Standing: TypeAlias = Place | _Places
 
 
 class _Node:
-    """A place in the tree: what may follow, what ends here, and what goes on from here whatever follows."""
+    """A node of a tree: what may follow, what ends here, and what goes on from here whatever follows."""
 
     __slots__ = ("any", "here", "literals", "rest", "typed")
 

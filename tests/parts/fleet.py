@@ -72,11 +72,12 @@ class Fleet:
 
     def await_ready(self) -> None:
         """Return when every process serves; fail when the supervisor ended, with what it said."""
-        assert self.process is not None
-        eventually(lambda: self.is_ready() or self.process.poll() is not None, _LIMIT, self.readyz)  # type: ignore[union-attr]
-        if self.process.poll() is not None:
-            assert self.process.stderr is not None
-            raise AssertionError(f"ended with {self.process.returncode}: {self.process.stderr.read()}")
+        process = self.process
+        assert process is not None
+        eventually(lambda: self.is_ready() or process.poll() is not None, _LIMIT, self.readyz)
+        if process.poll() is not None:
+            assert process.stderr is not None
+            raise AssertionError(f"ended with {process.returncode}: {process.stderr.read()}")
 
     def metrics(self) -> dict[str, float]:
         """Every series of /metrics with its value."""

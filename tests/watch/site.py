@@ -17,7 +17,6 @@ from tests.parts.serving import _Bearer
 
 # Seconds that anything may take on a loaded machine.
 LIMIT = 110.0
-# Seconds between two looks at what comes with a scrape or an evaluation.
 
 
 class Site:
