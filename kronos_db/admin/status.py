@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from kronos_db.admin.status_store import Domain, DomainLooks, PoolerLook, Server, ServerLook
+from kronos_db.admin.status_store import Domain, DomainLooks, PoolerLook, Server, ServerLook, Sizes
 from kronos_db.admin.watching import Health, State, Watched, ask
 from kronos_db.runtime.database.direct import address_of
 from kronos_db.runtime.errors import UnavailableError
@@ -82,6 +82,8 @@ class Parts:
         self.poolers = _poolers(ways)
         self.redis = None if redis is None else Watched("redis", partial(_redis, redis))
         self.domains = {domain: Watched[Domain](domain, partial(looks.look, domain)) for domain in ways}
+        # Aside: they take longer than a domain needs to answer, and it does not wait for them.
+        self.sizes = {domain: Watched[Sizes | None](f"sizes {domain}", partial(looks.sizes, domain)) for domain in ways}
         slots, ask_process = processes
         self.processes = [Watched[Vitals](f"process {slot}", partial(ask_process, slot)) for slot in range(slots)]
         self.backups = backups
@@ -103,7 +105,7 @@ class Parts:
     def all(self) -> Sequence[Watched[Any]]:
         """Return everything that is looked at."""
         behind = [pooler.behind for pooler in self.poolers.values()]
-        return [*self._vital(), *self._spare(), *behind]
+        return [*self._vital(), *self._spare(), *behind, *self.sizes.values()]
 
     def state(self) -> State:
         """Return what all parts come to."""

@@ -10,7 +10,7 @@ from kronos.admin.v1 import status_pb2 as pb
 
 import kronos_db
 from kronos_db.admin.status import Parts, PoolerParts, ServerParts
-from kronos_db.admin.status_store import Domain
+from kronos_db.admin.status_store import Domain, Sizes
 from kronos_db.admin.watching import Health, State, Watched
 from kronos_db.runtime.ops.vitals import Load, Vitals
 from kronos_db.runtime.redis import RedisFigures
@@ -38,7 +38,7 @@ class StatusHandlers:
         if parts.redis is not None:
             _fill_redis(answer.redis, parts.redis)
         for name, domain in parts.domains.items():
-            _fill_domain(answer.domains.add(domain=name), domain)
+            _fill_domain(answer.domains.add(domain=name), domain, parts.sizes[name].value)
         for slot, process in enumerate(parts.processes):
             _fill_process(answer.processes.add(slot=slot), process)
         _fill_backup(answer.backup, parts)
@@ -60,8 +60,8 @@ def _fill_postgres(message: pb.PostgresStatus, server: ServerParts, parts: Parts
     _set_seconds(message.oldest_transaction, found.oldest_transaction)
     message.wraparound_age = found.wraparound_age
     message.cache_hit_ratio = found.cache_hit_ratio or 0.0
-    domains = [parts.domains[domain].value for domain in server.domains]
-    message.bytes = max((domain.sizes.database for domain in domains if domain and domain.sizes), default=0)
+    sizes = [parts.sizes[domain].value for domain in server.domains]
+    message.bytes = max((found.database for found in sizes if found is not None), default=0)
 
 
 def _fill_pooler(message: pb.PoolerStatus, pooler: PoolerParts) -> None:
@@ -83,8 +83,12 @@ def _fill_redis(message: pb.RedisStatus, redis: Watched[RedisFigures]) -> None:
     message.hit_ratio = _ratio(found.hits, found.hits + found.misses)
 
 
-def _fill_domain(message: pb.DomainStatus, domain: Watched[Domain]) -> None:
+def _fill_domain(message: pb.DomainStatus, domain: Watched[Domain], sizes: Sizes | None) -> None:
     _fill_health(message.health, domain.health)
+    if sizes is not None:
+        message.bytes = sizes.domain
+        for table in sizes.tables:
+            message.tables.add(table=table.name, bytes=table.bytes, rows=table.rows)
     found = domain.value
     if found is None:
         return
@@ -94,10 +98,6 @@ def _fill_domain(message: pb.DomainStatus, domain: Watched[Domain]) -> None:
     for work in found.works:
         told = message.works.add(work=work.name, holder=str(work.holder or ""))
         _set_seconds(told.lag, work.lag)
-    if found.sizes is not None:
-        message.bytes = found.sizes.domain
-        for table in found.sizes.tables:
-            message.tables.add(table=table.name, bytes=table.bytes, rows=table.rows)
 
 
 def _fill_process(message: pb.ProcessStatus, process: Watched[Vitals]) -> None:

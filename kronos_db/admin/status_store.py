@@ -61,12 +61,11 @@ class Sizes(NamedTuple):
 
 
 class Domain(NamedTuple):
-    """What is known of a domain; `sizes` is None while they could not be read."""
+    """What is known of a domain."""
 
     applied: Sequence[str]
     pending: int
     works: Sequence[Work]
-    sizes: Sizes | None
 
 
 class DomainLooks:
@@ -99,7 +98,7 @@ class DomainLooks:
         except (DeadlineTooShortError, StatementTimeoutError) as error:
             raise UnavailableError("PostgreSQL does not answer in time") from error
         pending = len(set(self._known[domain]) - set(applied))
-        found = Domain(applied, pending, works, self.sizes(domain))
+        found = Domain(applied, pending, works)
         if pending:
             raise DegradedError(f"{pending} migrations are pending", found)
         return found

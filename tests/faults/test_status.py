@@ -20,13 +20,20 @@ from kronos.admin.v1 import status_pb2 as pb
 from kronos.admin.v1.admin_pb2_grpc import AdminServiceStub
 from psycopg.conninfo import conninfo_to_dict
 
+from kronos_db.admin.status_store import DomainLooks
+from kronos_db.admin.watching import PATIENCE
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
+from kronos_db.runtime import deadline
+from kronos_db.runtime.cache.board import Board
+from kronos_db.runtime.cache.engine import Cache
+from kronos_db.runtime.cache.memory import Memory
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.migrations import applied_as_seen_by
 from kronos_db.runtime.errors import KronosError
 from kronos_db.schemas import SERVED
 from tests.conftest import lacking
+from tests.faults.conftest import World
 from tests.parts.eventually import eventually
 from tests.parts.fleet import Fleet
 from tests.parts.pgbouncer import PgBouncer
@@ -74,7 +81,7 @@ class Stand:
     def tells(self, **expected: Any) -> None:
         """Wait until GetStatus says so, and no longer than it may take."""
         wanted = {**WELL, **expected}
-        eventually(lambda: self.seen() == wanted, _TOLD, lambda: f"{self.seen()} is not {wanted}")
+        eventually(lambda: self.seen() == wanted, _TOLD, lambda: f"{self.seen()} is not {wanted}: {self.status()}")
 
 
 WELL: Mapping[str, Any] = {
@@ -153,6 +160,19 @@ def test_everything_is_told(stand: Stand) -> None:
     # This very call is in the server.
     assert next(load for load in process.loads if load.domain == "admin").calls_limit == 256
     assert status.backup.health.state == pb.PART_STATE_UNKNOWN
+
+
+def test_a_domain_answers_while_its_sizes_cannot_be_read(world: World, users: Database) -> None:
+    looks = DomainLooks({"users": users}, {"users": ()}, Cache(Board(), Memory(1 << 20), None))
+    token = deadline.current.set(time.monotonic() + PATIENCE)
+    with world.admin.transaction():
+        # Its size is not told before the lock is gone.
+        world.admin.execute("LOCK TABLE users.effect IN ACCESS EXCLUSIVE MODE")
+        assert looks.look("users").applied
+        assert deadline.remaining(PATIENCE) > 0, "it waited for them"
+        assert looks.sizes("users") is None
+    deadline.current.reset(token)
+    assert looks.sizes("users") is not None
 
 
 def test_pending_migrations_are_told(stand: Stand) -> None:
