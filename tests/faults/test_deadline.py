@@ -159,7 +159,8 @@ def test_a_commit_that_waits_for_a_standby_outlasts_the_deadline(tmp_path: Path)
                 assert world.backends("wait_event = 'SyncRep'")
                 assert not writing.done()
                 _require_standby(world.admin, "")
-                assert world.effects().count(writing.result(LIMIT)) == 1
+                written = writing.result(LIMIT)
+                assert world.effects().count(written) == 1
     finally:
         postgres.stop("immediate")
 
