@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -110,7 +110,12 @@ class Source:
             row = connection.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK]).fetchone()
             if row != (True,):
                 raise BackupBusyError("A backup of this database is made at the moment.")
-            yield connection
+            try:
+                yield connection
+            finally:
+                # PostgreSQL would give it up too, but only some time after the connection is closed.
+                with suppress(psycopg.Error):
+                    connection.execute("SELECT pg_advisory_unlock(%s)", [_LOCK])
 
     def next_transaction(self) -> int:
         """Return the id (xid8) of a transaction that begins now: none after it has begun yet."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,21 +11,9 @@ import pytest
 
 from kronos_db.backup.model import Backup, Kind
 from tests.parts.backups import Make, Protected
+from tests.parts.memory import memory
 
 ROWS = 2000
-
-
-@contextmanager
-def memory() -> Iterator[Path]:
-    """Make a folder that no disk is waited for in, where there is such a place."""
-    place = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="kronos-", dir=place if place.is_dir() else None))
-    # As a folder of pytest's: who runs PostgreSQL for root must get in.
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
+from kronos_db.backup.database import Source
 from kronos_db.backup.engine import finish
 from kronos_db.backup.model import (
     BackupBusyError,
@@ -63,6 +67,24 @@ def test_progress_tells_the_step_and_how_far_it_is(make: Make) -> None:
     assert {progress.backup_id for progress in told} == {backup.id}
     assert told[-1].bytes_done == told[-1].bytes_total == backup.size
     assert backup.label == "by hand"
+
+
+class _Lingering(Source):
+    """Its sessions end when `sessions` is closed: in PostgreSQL they end some time after their connections."""
+
+    sessions: ExitStack
+
+    @contextmanager
+    def connect(self, database: str | None = None) -> Iterator[psycopg.Connection[Any]]:
+        yield self.sessions.enter_context(super().connect(database))
+
+
+def test_a_backup_may_follow_at_once(chained: Chained) -> None:
+    source = _Lingering(chained.protected.postgres.dsn)
+    with ExitStack() as source.sessions:
+        for _ in range(2):
+            with source.lock():
+                pass
 
 
 def test_two_backups_at_once_are_refused(make: Make, tmp_path: Path) -> None:
