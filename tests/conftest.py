@@ -96,6 +96,18 @@ def fresh_serving(database: str, tmp_path: Path) -> Iterator[Serving]:
     running.stop()
 
 
+@pytest.fixture(scope="module")
+def own_serving(
+    postgres: EmbeddedPostgres, migrated: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    """A server of this file's own, for tests that look at all of its data and leave none."""
+    with new_database(postgres, migrated) as dsn:
+        running = Serving(tmp_path_factory.mktemp("own_serving"), dsn)
+        running.start()
+        yield running
+        running.stop()
+
+
 @pytest.fixture
 def fleet(database: str, tmp_path: Path) -> Iterator[Fleet]:
     """A supervisor with two processes that all serve."""

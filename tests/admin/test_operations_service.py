@@ -30,6 +30,12 @@ def admin(serving: Serving) -> Any:
     return admin_pb2_grpc.AdminServiceStub(serving.channel_of("operator"))
 
 
+@pytest.fixture(autouse=True)
+def _nothing_was_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of tests before these shared the process, and each statement is told of once, to one of them."""
+    monkeypatch.setattr(ISSUED, "_known", set())
+
+
 def outcome(call: Callable[[], Any]) -> tuple[str, str]:
     """Status and reason of a refused call."""
     refusal = refused(call)
@@ -76,11 +82,7 @@ def test_slow_queries_are_listed_with_the_methods_that_issue_them(serving: Servi
     assert {source.state for source in sources} == {statements_pb2.STATEMENT_SOURCE_STATE_COUNTED}
 
 
-def test_most_statements_of_the_server_are_known_by_name(
-    serving: Serving, admin: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Servers of tests before this one shared the process, and each statement is told of once, to one of them.
-    monkeypatch.setattr(ISSUED, "_known", set())
+def test_most_statements_of_the_server_are_known_by_name(serving: Serving, admin: Any) -> None:
     dsn = serving.settings.postgres_dsn
     assert dsn is not None
     with psycopg.connect(dsn.get_secret_value(), autocommit=True) as connection:

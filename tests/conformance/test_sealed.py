@@ -282,15 +282,18 @@ class TestMoved:
     """A sealed value that is not where it was sealed."""
 
     @pytest.fixture
-    def sql(self, fresh_serving: Serving) -> Callable[..., Any]:
-        def run(statement: str, *params: object) -> Any:
-            dsn = fresh_serving.settings.postgres_dsn.get_secret_value()  # type: ignore[union-attr]
-            with psycopg.connect(dsn) as connection:
+    def sql(self, own_serving: Serving) -> Iterator[Callable[..., Any]]:
+        dsn = own_serving.settings.postgres_dsn.get_secret_value()  # type: ignore[union-attr]
+        with psycopg.connect(dsn, autocommit=True) as connection:
+
+            def run(statement: str, *params: object) -> Any:
                 cursor = connection.execute(statement, params)
                 row = cursor.fetchone() if cursor.description else None
                 return row[0] if row else None
 
-        return run
+            yield run
+            # Else the next test lists what cannot be opened here.
+            connection.execute("DELETE FROM users.users")
 
     def _take(self, sql: Callable[..., Any], column: str, user_id: str) -> str:
         """Return a sealed value, and free its index."""
@@ -310,9 +313,9 @@ class TestMoved:
         ],
     )
     def test_it_does_not_open(
-        self, fresh_serving: Serving, sql: Callable[..., Any], source: str, target: str, same_row: bool
+        self, own_serving: Serving, sql: Callable[..., Any], source: str, target: str, same_row: bool
     ) -> None:
-        users = fresh_serving.users()
+        users = own_serving.users()
         victim, mallory = create(users), create(users)
         taker = victim if same_row else mallory
         sealed = self._take(sql, source, victim.id)
@@ -333,8 +336,8 @@ class TestMoved:
             assert found_in(found.everything, {"sealed": sealed, "e-mail": victim.email, "phone": victim.phone}) == []
 
     @pytest.mark.parametrize("part", ["version", "key id", "nonce", "ciphertext", "tag", "index"])
-    def test_a_flipped_bit_does_not_open(self, fresh_serving: Serving, sql: Callable[..., Any], part: str) -> None:
-        users = fresh_serving.users()
+    def test_a_flipped_bit_does_not_open(self, own_serving: Serving, sql: Callable[..., Any], part: str) -> None:
+        users = own_serving.users()
         user = create(users)
         mark, box_text, index = sql("SELECT email FROM users.users WHERE id = %s", user.id).split(".")
         box = bytearray(base64.urlsafe_b64decode(box_text + "=="))
@@ -351,9 +354,9 @@ class TestMoved:
         assert found.metadata == {"field": "kronos.users.v1.User.email"}
 
     def test_plaintext_put_in_by_hand_does_not_pass_for_sealed(
-        self, fresh_serving: Serving, sql: Callable[..., Any]
+        self, own_serving: Serving, sql: Callable[..., Any]
     ) -> None:
-        users = fresh_serving.users()
+        users = own_serving.users()
         user = create(users)
         sql("UPDATE users.users SET email = 'mallory@example.org' WHERE id = %s", user.id)
 

@@ -159,7 +159,8 @@ def test_a_real_deadlock_lets_both_through(world: World, users: Database) -> Non
 
     with ThreadPoolExecutor(2) as threads:
         assert sorted(threads.map(writer, "ab", "ba")) == ["a", "b"]
-    assert len(attempts) == 3
+    # The one that gave way may be back at the row before the other one has woken up.
+    assert len(attempts) >= 3
     assert world.effects() == ["a", "b"]
     counted = world.admin.execute("SELECT DISTINCT value FROM users.counter").fetchall()
     assert counted == [(2,)]

@@ -133,6 +133,8 @@ def _login(dsn: str) -> tuple[str, str, str]:
 
 
 def test_everything_is_told(stand: Stand) -> None:
+    # Sizes take longer than the rest.
+    eventually(lambda: all(domain.tables for domain in stand.status().domains))
     status = stand.status()
     [postgres] = status.postgres
     assert list(postgres.domains) == list(status.poolers[0].domains) == list(SERVED)
