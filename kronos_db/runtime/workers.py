@@ -6,8 +6,9 @@ is fetched with one statement and each goes on with its own answer. So calls tha
 a call that arrives alone waits for nobody, no answer passes from thread to thread, and handlers read as if they were
 alone. docs/decisions/0003-workers.md has the measurements.
 
-What writes ask for is written by one thread at a time: what comes while it waits for the disk is written together
-after that (group commit), instead of by as many threads as are free, each with a commit of its own.
+What writes ask for is written by one thread at a time: what comes while it waits for the disk, and while its calls are
+answered, is written together after that (group commit), instead of by as many threads as are free, each with a commit
+of its own.
 
 Each domain has threads and a queue of its own: the slow calls of one hold no thread of another. How many calls may be
 queued is for the overload interceptor to say (docs/decisions/0006-overload.md).
@@ -20,7 +21,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -32,13 +32,12 @@ from kronos_db.runtime import deadline, issuer, tracing
 from kronos_db.runtime.errors import DeadlineTooShortError, OverloadedError, StatementTimeoutError, UnavailableError
 from kronos_db.runtime.parking import StepAside
 from kronos_db.runtime.reception import Completion, Job, Lane, Reception, leave
+from kronos_db.runtime.turn import Turn
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 _MOST_SET_ASIDE = 128
-# Seconds that a thread waits at most for the one of its lane that writes for others: if that hangs, nobody else does.
-_PATIENCE = 0.02
 # No key is at fault, and trying each alone would hold the thread for as many time-outs as there are keys.
 _OF_ALL = (UnavailableError, OverloadedError, StatementTimeoutError, DeadlineTooShortError)
 _log = structlog.get_logger(__name__)
@@ -153,43 +152,17 @@ class Workers:
         if lane.kind == "compute":
             return _Lane(self._compute, f"compute-{lane.domain}", self._on_compute)
         if lane.kind == "write":
-            return _Lane(self._writes, f"writer-{lane.domain}", lambda: None, _Turn())
+            return _Lane(self._writes, f"writer-{lane.domain}", lambda: None, Turn())
         return _Lane(self._calls, f"worker-{lane.domain}", lambda: None)
 
     def _opened(self) -> list[_Lane | _StreamLane]:
         return list(self._lanes.values())
 
 
-class _Turn:
-    """Has one thread of a lane at a time fetch for those set aside, and leaves to it what comes meanwhile."""
-
-    def __init__(self) -> None:
-        self._next = threading.Lock()
-        self._held = threading.Lock()
-
-    @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Hold the block back until nobody fetches, if that does not take long; one thread at a time is in it."""
-        with self._next:
-            if self._held.acquire(timeout=_PATIENCE):
-                self._held.release()
-            yield
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Run the block when nobody else fetches, or after a while."""
-        held = self._held.acquire(timeout=_PATIENCE)
-        try:
-            yield
-        finally:
-            if held:
-                self._held.release()
-
-
 class _Lane:
     """One domain's queue of calls, and the threads that serve it."""
 
-    def __init__(self, threads: int, name: str, first: Callable[[], object], turn: _Turn | None = None) -> None:
+    def __init__(self, threads: int, name: str, first: Callable[[], object], turn: Turn | None = None) -> None:
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self.turn = turn
         # Of each call in the queue: time.monotonic() when it came, and how many were before it.
@@ -345,7 +318,13 @@ class _Worker(threading.Thread):
                     self._fetch_and_resume()
                 else:
                     self._begin(following)
+            self._leave_turn()
+        self._leave_turn()
         self._let_go()
+
+    def _leave_turn(self) -> None:
+        if self._lane.turn is not None:
+            self._lane.turn.leave()
 
     def _let_go(self) -> None:
         """End what is parked: with the thread gone it would never be freed, nor what it knows."""
@@ -389,9 +368,14 @@ class _Worker(threading.Thread):
         if self._count:
             self._unsettled.append(call)
             self._main.switch()
+        self._leave_turn()
 
     def _fetch_and_resume(self) -> None:
-        for waiting, found in self._fetched() if self._lane.turn is None else self._fetched_in_turn(self._lane.turn):
+        if self._lane.turn is not None and self._count:
+            self._lane.turn.take()
+            while (following := self._following()) is not None:
+                self._begin(following)
+        for waiting, found in list(self._fetched()):
             for key, calls in waiting.items():
                 value = found.get(key)
                 for call in calls:
@@ -402,14 +386,6 @@ class _Worker(threading.Thread):
         if self._unsettled:
             # One at a time: what it does next may set calls aside, who then go on before the next one blocks.
             self._unsettled.popleft().switch()
-
-    def _fetched_in_turn(self, turn: _Turn) -> Sequence[_Fetched]:
-        if not self._count:
-            return ()
-        with turn.taken():
-            while (following := self._following()) is not None:
-                self._begin(following)
-            return list(self._fetched())
 
     def _fetched(self) -> Iterator[_Fetched]:
         aside, self._aside, self._count = self._aside, {}, 0

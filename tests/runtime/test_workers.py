@@ -143,15 +143,59 @@ def _written_behind_the_first(writing: Writing, count: int) -> list[threading.Ev
 
 
 def test_what_comes_while_a_thread_writes_is_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kronos_db.runtime.workers._PATIENCE", _LIMIT)
+    monkeypatch.setattr("kronos_db.runtime.turn._PATIENCE", _LIMIT)
     writing = Writing()
     done = _written_behind_the_first(writing, 40)
     writing.go.set()
 
     assert all(each.wait(_LIMIT) for each in done)
-    # At the worst two threads take what is there: the one that was told last, and the one that is told next.
-    assert len(writing.written) <= 3
-    assert sorted(number for batch in writing.written for number in batch) == list(range(41))
+    assert writing.written == [[0], list(range(1, 41))]
+
+
+def test_what_comes_while_answers_go_out_is_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kronos_db.runtime.turn._PATIENCE", _LIMIT)
+    workers, lane, writing = Workers(1, writes=4), Lane("orders", "write"), Writing()
+    answering, begun, go = threading.Event(), threading.Event(), threading.Event()
+    done = threading.Barrier(11)
+    writing.go.set()
+
+    def write(number: int) -> None:
+        if number:
+            begun.set()
+        writing.gatherer.get(number)
+        if number == 0:
+            answering.set()
+            assert go.wait(_LIMIT)
+        else:
+            threading.Thread(target=done.wait).start()
+
+    workers.post(lane, lambda: write(0))
+    assert answering.wait(_LIMIT)
+    for number in range(1, 11):
+        workers.post(lane, lambda number=number: write(number))  # type: ignore[misc]
+    assert not begun.wait(0.1)
+    go.set()
+    done.wait(_LIMIT)
+
+    assert writing.written == [[0], list(range(1, 11))]
+
+
+def test_a_call_that_blocks_leaves_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kronos_db.runtime.turn._PATIENCE", _LIMIT)
+    workers, lane = Workers(1, writes=2), Lane("orders", "write")
+    go, done, other = threading.Event(), threading.Event(), threading.Event()
+
+    def block() -> None:
+        about_to_block()
+        assert go.wait(_LIMIT)
+        done.set()
+
+    workers.post(lane, block)
+    workers.post(lane, other.set)
+
+    assert other.wait(_LIMIT / 2)
+    go.set()
+    assert done.wait(_LIMIT)
 
 
 def test_a_write_that_hangs_holds_up_nobody() -> None:
