@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 Reply = TypeVar("Reply")
 
 PRIMARY_KEY = "idempotency_pkey"
-# Every 16th write removes up to 64 expired rows, as many as come in and more; `upkeep` does it when nobody writes.
-_PURGE_ODDS = 16
+# Every 64th write removes up to 256 expired rows, as many as come in and more; `upkeep` does it when nobody writes.
+_PURGE_ODDS = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,6 @@ WHERE (caller, request_id) IN (
     FROM {schema}.idempotency
     WHERE expire_time < now()
     ORDER BY expire_time
-    LIMIT 64
+    LIMIT 256
     FOR UPDATE SKIP LOCKED
 );
