@@ -216,8 +216,8 @@ def fill(world: World, expired: int, valid: int) -> None:
 
 @pytest.mark.usefixtures("always_purging")
 def test_expired_answers_are_purged_and_others_stay(world: World, users: Database) -> None:
-    fill(world, expired=100, valid=5)
-    for left in (100 - 64, 0, 0):
+    fill(world, expired=400, valid=5)
+    for left in (400 - 256, 0, 0):
         users.write(effect(), mutation())
         expired = "SELECT count(*)::int FROM users.idempotency WHERE expire_time < now()"
         assert world.admin.execute(expired).fetchone() == (left,)
@@ -226,10 +226,10 @@ def test_expired_answers_are_purged_and_others_stay(world: World, users: Databas
 
 @pytest.mark.usefixtures("always_purging")
 def test_two_that_purge_at_once_do_not_wait_for_each_other(world: World, users: Database) -> None:
-    fill(world, expired=100, valid=0)
+    fill(world, expired=400, valid=0)
     with world.admin.transaction():
         purge = idempotency.Idempotency("users")._queries["purge"]
-        assert world.admin.execute(purge.text).rowcount == 64
+        assert world.admin.execute(purge.text).rowcount == 256
         assert users.write(effect(), mutation()) == "a"
     assert world.answers() == 1
 
@@ -237,11 +237,12 @@ def test_two_that_purge_at_once_do_not_wait_for_each_other(world: World, users: 
 def test_purging_happens_now_and_then(world: World, users: Database) -> None:
     fill(world, expired=64, valid=0)
     expired = "SELECT count(*)::int FROM users.idempotency WHERE expire_time < now()"
-    for _ in range(400):
+    # One of 64 writes does it: that none of so many does has a chance of 10⁻¹⁰.
+    for _ in range(1500):
         users.write(effect(), mutation())
         if world.admin.execute(expired).fetchone() == (0,):
             return
-    pytest.fail("nothing was purged in 400 writes")
+    pytest.fail("nothing was purged in 1,500 writes")
 
 
 def test_an_answer_is_kept_for_its_window(world: World, users: Database) -> None:
