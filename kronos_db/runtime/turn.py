@@ -24,24 +24,21 @@ class Turn:
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """Hold the block back until nobody has the turn, if that does not take long, and take it at its end."""
+        """Hold the block back until nobody has the turn, if that does not take long; one thread at a time is in it."""
         with self._next:
             if self._held.acquire(timeout=_PATIENCE):
                 self._held.release()
             yield
-            self._take(0.0)
 
-    def take(self) -> None:
-        """Wait for the turn, if that does not take long."""
-        if self._holder != threading.get_ident():
-            self._take(_PATIENCE)
+    def take(self, *, wait: bool) -> bool:
+        """Take the turn if nobody has it, or wait for it if that does not take long; return whether we have it."""
+        patience = _PATIENCE if wait else 0.0
+        if self._holder != threading.get_ident() and self._held.acquire(timeout=patience):
+            self._holder = threading.get_ident()
+        return self._holder == threading.get_ident()
 
     def leave(self) -> None:
         """Leave the turn, if this thread has it."""
         if self._holder == threading.get_ident():
             self._holder = None
             self._held.release()
-
-    def _take(self, patience: float) -> None:
-        if self._held.acquire(timeout=patience):
-            self._holder = threading.get_ident()

@@ -313,7 +313,8 @@ class _Worker(threading.Thread):
         while (job := self._lane.get()) is not None:
             self._begin(job)
             while self._count or self._unsettled:
-                following = self._following()
+                # Whoever has the turn takes what there is.
+                following = self._following() if self._lane.turn is None or self._lane.turn.take(wait=False) else None
                 if following is None:
                     self._fetch_and_resume()
                 else:
@@ -372,7 +373,7 @@ class _Worker(threading.Thread):
 
     def _fetch_and_resume(self) -> None:
         if self._lane.turn is not None and self._count:
-            self._lane.turn.take()
+            self._lane.turn.take(wait=True)
             while (following := self._following()) is not None:
                 self._begin(following)
         for waiting, found in list(self._fetched()):
