@@ -320,7 +320,6 @@ class _Worker(threading.Thread):
                 else:
                     self._begin(following)
             self._leave_turn()
-        self._leave_turn()
         self._let_go()
 
     def _leave_turn(self) -> None:
@@ -376,7 +375,7 @@ class _Worker(threading.Thread):
             self._lane.turn.take(wait=True)
             while (following := self._following()) is not None:
                 self._begin(following)
-        for waiting, found in list(self._fetched()):
+        for waiting, found in self._fetched():
             for key, calls in waiting.items():
                 value = found.get(key)
                 for call in calls:
