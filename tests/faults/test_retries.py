@@ -10,10 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from kronos_db.runtime.database import idempotency
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.failures import ConstraintError
-from kronos_db.runtime.database.queries import Query
+from kronos_db.runtime.database.idempotency import QUERIES
+from kronos_db.runtime.database.queries import Query, load_queries
 from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import ConflictError, KronosError, StatementTimeoutError, UnavailableError
 from tests.faults.conftest import COUNT, World, effect
@@ -23,6 +23,7 @@ ATTEMPTS = 6
 FAIL = Query("fail", "SELECT users.fail(%(times)s, %(code)s)", "", True)
 SLEEP = Query("sleep", "SELECT 1 FROM pg_sleep(30)", "", False)
 DOUBLE = Query("double", "INSERT INTO users.counter (name) VALUES (%(name)s), (%(name)s)", "", True)
+PURGE = load_queries(QUERIES, "users")["purge"]
 RAISE = Query("raise", "UPDATE users.counter SET value = value + 1 WHERE name = %(name)s RETURNING value", "", True)
 
 
@@ -200,11 +201,6 @@ def test_a_terminated_backend_is_replaced(world: World, users: Database) -> None
 # Answers that are kept
 
 
-@pytest.fixture
-def always_purging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency, "_PURGE_ODDS", 1)
-
-
 def fill(world: World, expired: int, valid: int) -> None:
     for count, interval in ((expired, "-1 minute"), (valid, "1 hour")):
         world.admin.execute(
@@ -214,35 +210,17 @@ def fill(world: World, expired: int, valid: int) -> None:
         )
 
 
-@pytest.mark.usefixtures("always_purging")
 def test_expired_answers_are_purged_and_others_stay(world: World, users: Database) -> None:
-    fill(world, expired=400, valid=5)
-    for left in (400 - 256, 0, 0):
-        users.write(effect(), mutation())
-        expired = "SELECT count(*)::int FROM users.idempotency WHERE expire_time < now()"
-        assert world.admin.execute(expired).fetchone() == (left,)
-    assert world.answers() == 5 + 3
+    fill(world, expired=6000, valid=5)
+    assert [users.execute(PURGE, {}) for _ in range(3)] == [5000, 1000, 0]
+    assert world.answers() == 5
 
 
-@pytest.mark.usefixtures("always_purging")
 def test_two_that_purge_at_once_do_not_wait_for_each_other(world: World, users: Database) -> None:
-    fill(world, expired=400, valid=0)
+    fill(world, expired=6000, valid=0)
     with world.admin.transaction():
-        purge = idempotency.Idempotency("users")._queries["purge"]
-        assert world.admin.execute(purge.text).rowcount == 256
-        assert users.write(effect(), mutation()) == "a"
-    assert world.answers() == 1
-
-
-def test_purging_happens_now_and_then(world: World, users: Database) -> None:
-    fill(world, expired=64, valid=0)
-    expired = "SELECT count(*)::int FROM users.idempotency WHERE expire_time < now()"
-    # One of 64 writes does it: that none of so many does has a chance of 10⁻¹⁰.
-    for _ in range(1500):
-        users.write(effect(), mutation())
-        if world.admin.execute(expired).fetchone() == (0,):
-            return
-    pytest.fail("nothing was purged in 1,500 writes")
+        assert world.admin.execute(PURGE.text).rowcount == 5000
+        assert users.execute(PURGE, {}) == 1000
 
 
 def test_an_answer_is_kept_for_its_window(world: World, users: Database) -> None:

@@ -7,7 +7,6 @@ outcome was lost is resolved by simply attempting again.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,7 @@ Result = TypeVar("Result")
 Reply = TypeVar("Reply")
 
 PRIMARY_KEY = "idempotency_pkey"
-# Every 64th write removes up to 256 expired rows, as many as come in and more; `upkeep` does it when nobody writes.
-_PURGE_ODDS = 64
+QUERIES = Path(__file__).with_name("idempotency.sql")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +55,12 @@ class Idempotency:
     """The idempotency table of one domain."""
 
     def __init__(self, schema: str) -> None:
-        self._queries = load_queries(Path(__file__).with_name("idempotency.sql"), schema)
+        self._queries = load_queries(QUERIES, schema)
 
     def keep(
         self, connection: Connection, mutation: Mutation[Result, Reply], reply: Reply, tags: Sequence[str]
     ) -> None:
         """Queue the row that holds `reply`; the transaction fails on PRIMARY_KEY when the call was answered before."""
-        if random.randrange(_PURGE_ODDS) == 0:
-            connection.issue(self._queries["purge"])
         params = {
             "caller": mutation.caller,
             "request_id": mutation.request_id,
@@ -83,8 +79,6 @@ class Idempotency:
         tags: Sequence[str],
     ) -> None:
         """Queue the rows that hold `replies`, as `keep` does, with one statement."""
-        if random.randrange(_PURGE_ODDS) < len(mutations):
-            connection.issue(self._queries["purge"])
         params = {
             "callers": [mutation.caller for mutation in mutations],
             # As texts that PostgreSQL takes apart: psycopg would look at each value to make an array of them.

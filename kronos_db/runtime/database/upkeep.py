@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from kronos_db.runtime.database.background import BackgroundWork, Held
 from kronos_db.runtime.database.changes import KEPT
 from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.database.idempotency import QUERIES
 from kronos_db.runtime.database.queries import Query, load_queries
 
-# Seconds between two looks for expired answers. Writes remove some as they go along: this is for when there are none.
+# Seconds between two looks for expired answers.
 _ANSWERS_INTERVAL = 60.0
 # And for changes that are no longer kept.
 _CHANGES_INTERVAL = 600.0
-_IDEMPOTENCY = Path(__file__).with_name("idempotency.sql")
 
 
 def upkeep(database: Database, kept: float = KEPT) -> list[BackgroundWork]:
     """Return what is to be done for the schema of `database`; its changes are kept for `kept` seconds."""
-    purge = load_queries(_IDEMPOTENCY, database.domain)["purge"]
+    purge = load_queries(QUERIES, database.domain)["purge"]
     return [
         BackgroundWork(database, "purge-idempotency", _ANSWERS_INTERVAL, partial(_purge_answers, database, purge)),
         BackgroundWork(
