@@ -25,7 +25,7 @@ from kronos_db.runtime.crypto.master_key import FileMasterKeys
 from kronos_db.runtime.crypto.normalization import Normalization
 from kronos_db.runtime.crypto.sealing import Index, Sealer
 from kronos_db.runtime.database.data_keys import DataKeys
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from kronos_db.schemas import open_database
 
 _COPY = """
@@ -94,7 +94,7 @@ def _dsn(settings: Settings) -> str:
 
 
 def _row(sealer: Sealer, number: int, now: datetime) -> tuple[object, ...]:
-    user_id, username = str(uuid7()), f"user{number}"
+    user_id, username = uuid7_text(), f"user{number}"
     email = sealer.seal_text(f"{username}@example.org", "kronos.users.v1.User.email", user_id, _EMAIL)
     phone = sealer.seal_text(f"+1555{number:07}", "kronos.users.v1.User.phone", user_id, _PHONE)
     return (user_id, username, username, email, phone, "", "{}", 1, now, now)

@@ -18,7 +18,7 @@ from kronos_db.backup.as_json import Json, progress_json
 from kronos_db.backup.model import BackupBusyError, Progress, Step
 from kronos_db.runtime.database.background import BackgroundWork, Held
 from kronos_db.runtime.errors import KronosError
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 
 # Seconds: the lease is looked at three times in its duration, and so often the runner looks for runs; sooner when a
 # run is written down in its own process.
@@ -99,7 +99,7 @@ class Runner:
             if task not in kept.held_back:
                 # While another run is in its way: its turn comes when that is over.
                 with suppress(RunActiveError):
-                    self._store.add_scheduled(replace(_TASKS[task], id=str(uuid7()), due=at))
+                    self._store.add_scheduled(replace(_TASKS[task], id=uuid7_text(), due=at))
 
     def _do(self, run: Run, held: Held) -> None:
         self._release()

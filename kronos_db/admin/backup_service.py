@@ -40,7 +40,7 @@ from kronos_db.backup.model import (
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError, FieldViolation
 from kronos_db.runtime.etags import version_of
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.outlet import CallOutlet, pushes
 from kronos_db.runtime.paging import PageTokens, page_size
@@ -82,7 +82,7 @@ class BackupHandlers:
         """Make a backup."""
         self._engine()
         asked: Json = {"kind": _KINDS.get(request.kind), "label": request.label}
-        self._begin(NewRun(str(uuid7()), "create", asked), outlet, pb.CreateBackupResponse)
+        self._begin(NewRun(uuid7_text(), "create", asked), outlet, pb.CreateBackupResponse)
 
     def ListBackups(self, request: pb.ListBackupsRequest, context: object) -> pb.ListBackupsResponse:
         """Return one page."""
@@ -108,7 +108,7 @@ class BackupHandlers:
     def VerifyBackup(self, request: pb.VerifyBackupRequest, outlet: CallOutlet) -> None:
         """Check a backup."""
         engine, wanted = self._engine(), request.id
-        run = NewRun(str(uuid7()), "verify", {"id": wanted, "drill": request.drill})
+        run = NewRun(uuid7_text(), "verify", {"id": wanted, "drill": request.drill})
         check = partial(engine.get, wanted) if wanted else lambda: newest(engine.list())
         self._begin(run, outlet, pb.VerifyBackupResponse, check)
 
@@ -123,7 +123,7 @@ class BackupHandlers:
         if request.HasField("instance") and places.restore_folder is None:
             raise RestoreFolderError
         run = NewRun(
-            str(uuid7()),
+            uuid7_text(),
             "restore",
             {"target": target_json(target), "domain": request.domain, "instance": request.instance},
         )
@@ -134,7 +134,7 @@ class BackupHandlers:
     def DeleteBackup(self, request: pb.DeleteBackupRequest, outlet: CallOutlet) -> None:
         """Remove a backup."""
         engine = self._engine()
-        run = NewRun(str(uuid7()), "delete", {"id": request.id, "force": request.force})
+        run = NewRun(uuid7_text(), "delete", {"id": request.id, "force": request.force})
         check = partial(_check_deletion, engine, request.id, request.force)
         self._begin(run, outlet, pb.DeleteBackupResponse, check)
 

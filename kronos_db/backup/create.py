@@ -33,7 +33,7 @@ from kronos_db.backup.sealed import CHUNK, blocks
 from kronos_db.backup.tar import Member, TarReader
 from kronos_db.backup.vault import Vault
 from kronos_db.embedded import processes
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 
 # pg_basebackup --progress: "  12345/67890 kB (18%), 0/1 tablespace".
 _TOTAL = re.compile(rb"(\d+)/(\d+) kB")
@@ -59,7 +59,7 @@ class Creation:
             facts = self._source.facts()
             parent = self._parent(kind, facts)
             backup = Backup(
-                id=uuid7.text(),
+                id=uuid7_text(),
                 kind=Kind.FULL if parent is None else Kind.INCREMENTAL,
                 parent=None if parent is None else parent.id,
                 state=State.RUNNING,

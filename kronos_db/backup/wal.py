@@ -10,7 +10,7 @@ from datetime import datetime
 from kronos_db.backup.model import ArchiveGapError, BackupDamagedError, BackupKeyError, Gap, Lsn
 from kronos_db.backup.sealed import CHUNK
 from kronos_db.backup.vault import Vault
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 
 _RANGE = re.compile(r"wal/\d+/([0-9A-F]{8})/([0-9A-F]{16})-([0-9A-F]{16})")
 _HISTORY = re.compile(r"wal/\d+/([0-9A-F]{8})\.history")
@@ -48,7 +48,7 @@ class WalArchive:
 
     def new_key(self) -> str:
         """Make a data key for the WAL to come; return its id."""
-        key_id = self._key_prefix + uuid7.text()
+        key_id = self._key_prefix + uuid7_text()
         self._vault.new_key(key_id)
         return key_id
 

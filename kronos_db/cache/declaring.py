@@ -10,7 +10,7 @@ from kronos_db.cache.messages import TYPES_OF_INDEX
 from kronos_db.cache.model import Namespace
 from kronos_db.cache.writes import seconds
 from kronos_db.runtime.errors import BadRequestError
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 
 UPDATABLE = ("default_ttl", "default_stale_time", "max_entries", "max_bytes", "max_value_bytes")
 _DEFAULT_VALUE_BYTES = 64 * 1024
@@ -28,7 +28,7 @@ def new_namespace(namespace: pb.Namespace) -> Namespace:
         raise BadRequestError.of("namespace.indexes", "must be empty in a sensitive namespace: its values are sealed")
     return Namespace(
         name=namespace.name,
-        id=uuid7.text(),
+        id=uuid7_text(),
         durable=namespace.storage == pb.NAMESPACE_STORAGE_DURABLE,
         sensitive=namespace.sensitive,
         default_ttl=seconds(namespace, "default_ttl", None),

@@ -33,7 +33,7 @@ from kronos_db.logs.model import (
 )
 from kronos_db.logs.values import MOST_ATTRIBUTES, SCALARS, Spelling
 from kronos_db.runtime.crypto.sealing import Index, Sealer
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 
 SUBJECT = Index("logs.subject")
 # Characters of a record as it is stored.
@@ -123,7 +123,7 @@ class Taking:
     """A batch while it is made: `add` origin by origin, then `done`."""
 
     def __init__(self, intake: Intake, retention: Retention) -> None:
-        self.batch = Batch(str(uuid7()))
+        self.batch = Batch(uuid7_text())
         self._intake = intake
         self._retention = retention
         # Looked up once here, and not for each record.

@@ -22,7 +22,7 @@ from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import FieldViolation
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 
 Reply = TypeVar("Reply")
 
@@ -50,7 +50,7 @@ class QueuesStore:
 
     def create(self, name: str, ordered: bool, rules: Rules, mutation: Mutation[Queue, Reply]) -> Reply:
         """Create a queue. Raises QueueExistsError or DeadLetterQueueError."""
-        bins = {"id": str(uuid7()), "bin": str(uuid7()), "dead_bin": str(uuid7())}
+        bins = {"id": uuid7_text(), "bin": uuid7_text(), "dead_bin": uuid7_text()}
 
         def work(tx: Transaction) -> Queue:
             self._check_dead_letter_queue(tx, name, rules)

@@ -26,7 +26,7 @@ from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.etags import version_of
 from kronos_db.runtime.feed.feed import Feed
 from kronos_db.runtime.feed.subscription import Wanted
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.outlet import CallOutlet, pushes
 from kronos_db.runtime.paging import PageTokens, page_size
@@ -262,7 +262,7 @@ def _declared(routes: Sequence[pb.Route]) -> list[model.NewRoute]:
     indexes: dict[str, int] = {}
     for index, route in enumerate(routes):
         path = f"routes[{index}]"
-        declared.append(messages.new_route(path, uuid7.text(), route.name, messages.spec_of(route)))
+        declared.append(messages.new_route(path, uuid7_text(), route.name, messages.spec_of(route)))
         if indexes.setdefault(route.name, index) != index:
             raise BadRequestError.of(f"{path}.name", f"is that of routes[{indexes[route.name]}] too")
     return declared

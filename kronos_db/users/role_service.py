@@ -11,7 +11,7 @@ from kronos_db.runtime.crypto.normalization import caseless
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.etags import version_of
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.paging import PageTokens, page_size
 from kronos_db.runtime.timestamps import from_timestamp, set_timestamp
@@ -44,7 +44,7 @@ class RoleHandlers:
 
     def CreateRole(self, request: pb.CreateRoleRequest, context: object) -> pb.CreateRoleResponse:
         """Create one role."""
-        new = _named(_new_role(request.role, str(uuid7())))
+        new = _named(_new_role(request.role, uuid7_text()))
         return self._roles.create(new, _role_mutation(context, pb.CreateRoleResponse))
 
     def GetRole(self, request: pb.GetRoleRequest, context: object) -> pb.GetRoleResponse:
@@ -91,7 +91,7 @@ class RoleHandlers:
         """Give a role to a user."""
         grant = request.grant
         new = NewGrant(
-            id=str(uuid7()),
+            id=uuid7_text(),
             user_id=grant.user_id.lower(),
             role_id=grant.role_id.lower(),
             place=_place(grant.scope, "grant.scope"),

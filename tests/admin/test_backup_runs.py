@@ -27,7 +27,7 @@ from kronos_db.backup.model import BackupDamagedError
 from kronos_db.config import Settings
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.database.database import Database
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from tests.admin.scripted_engine import ScriptedEngine
 from tests.parts.domain import LIMIT, new_database, settings_of
 from tests.parts.eventually import eventually
@@ -68,7 +68,7 @@ class Host:
         return database
 
     def ask(self, run_kind: Any, **request: Any) -> str:
-        run = NewRun(str(uuid7()), run_kind, request)
+        run = NewRun(uuid7_text(), run_kind, request)
         self.store.add_scheduled(run)
         return run.id
 

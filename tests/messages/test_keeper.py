@@ -18,7 +18,7 @@ from kronos_db.messages.low_water import LowWater
 from kronos_db.messages.model import NewMessage, Queue, Receipt, Rules, Stats, Wish
 from kronos_db.messages.queues import QueuesStore
 from kronos_db.messages.store import MessagesStore
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from tests.parts.domain import mutation, new_database, opened, settings_of
 
 
@@ -38,7 +38,7 @@ class World:
         plain: dict[str, Any] = dict.fromkeys(NewMessage._fields)
         plain |= {"payload": b"x", "rank": 9, "deduplication_window": 300.0, **fields}
         Enqueuing(self.store, Backlogs()).enqueue(
-            queue, [NewMessage(**{**plain, "id": str(uuid7())}) for _ in range(count)], mutation()
+            queue, [NewMessage(**{**plain, "id": uuid7_text()}) for _ in range(count)], mutation()
         )
 
     def lease(self, queue: Queue, count: int) -> list[Receipt]:

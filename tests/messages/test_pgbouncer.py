@@ -19,7 +19,7 @@ from kronos_db.messages.low_water import LowWater
 from kronos_db.messages.model import NewMessage, Receipt, Return, Rules, Wish
 from kronos_db.messages.queues import QueuesStore
 from kronos_db.messages.store import MessagesStore
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from tests.parts.domain import mutation, new_database, opened, settings_of
 
 THREADS, EACH = 3, 20
@@ -51,7 +51,7 @@ def test_every_statement_through_a_pgbouncer(  # noqa: PLR0917  # fixtures
         def produce(seed: int) -> None:
             for number in range(EACH):
                 fields: dict[str, Any] = dict.fromkeys(NewMessage._fields)
-                fields |= {"id": str(uuid7()), "payload": b"x", "rank": 9 - number % 3, "deduplication_window": 60.0}
+                fields |= {"id": uuid7_text(), "payload": b"x", "rank": 9 - number % 3, "deduplication_window": 60.0}
                 fields |= {"deduplication_key": f"{seed}-{number}"}
                 if ordered:
                     fields["ordering_key"] = f"k{number % 7}"

@@ -16,7 +16,7 @@ from kronos_db.messages.low_water import BEGINNING, LowWater
 from kronos_db.messages.model import RANKS, NewMessage, Queue, Receipt, Rules, Wish
 from kronos_db.messages.queues import QueuesStore
 from kronos_db.messages.store import MessagesStore
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from tests.parts.domain import mutation, new_database, opened, settings_of
 
 DELAYED, LEASED, BLOCKED = 40_000, 20_000, 5_000
@@ -44,7 +44,7 @@ class Bench:
     def enqueue(self, count: int, **fields: Any) -> None:
         plain = {"payload": b"x" * 100, "headers": None, "rank": 9, "ordering_key": None, "delay": None}
         rest = {"due_time": None, "life": None, "deduplication_key": None, "deduplication_window": 300.0}
-        new = [NewMessage(str(uuid7()), **{**plain, **rest, **fields}) for _ in range(count)]
+        new = [NewMessage(uuid7_text(), **{**plain, **rest, **fields}) for _ in range(count)]
         Enqueuing(self.store, Backlogs()).enqueue(self.queue, new, mutation())
 
     def cycle(self, rounds: int) -> None:
@@ -57,7 +57,7 @@ class Bench:
             assert set(self.store.ack(self.queue, receipts, mutation())) == {1}
 
     def lease_params(self, lows: list[int]) -> dict[str, Any]:
-        wish = {"limit": 50, "bytes": 1 << 20, "seconds": 30.0, "token": str(uuid7())}
+        wish = {"limit": 50, "bytes": 1 << 20, "seconds": 30.0, "token": uuid7_text()}
         return {"bin": self.queue.bin, "ranks": list(RANKS), "lows": lows, **wish}
 
     def explain(self, name: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from kronos_db.routes.model import (
 from kronos_db.routes.store import RoutesStore
 from kronos_db.runtime.database.changes import Position
 from kronos_db.runtime.database.database import Database
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from tests.parts.domain import mutation, new_database, opened, settings_of
 from tests.routes.population import unique
 
@@ -60,7 +60,7 @@ def store(database: Database) -> RoutesStore:
 
 
 def new(name: str, path: str = "", **spec: Any) -> NewRoute:
-    return new_route("route", str(uuid7()), name, {"path": path or f"/{name}", "upstream": "up", **spec})
+    return new_route("route", uuid7_text(), name, {"path": path or f"/{name}", "upstream": "up", **spec})
 
 
 def create(store: RoutesStore, name: str, **spec: Any) -> Route:
@@ -71,7 +71,7 @@ def create(store: RoutesStore, name: str, **spec: Any) -> Route:
 def quota(store: RoutesStore) -> str:
     name = unique("q")
     rule = {"limit": 1, "period_us": 1000, "burst": 1}
-    store.create_quota(NewQuota(str(uuid7()), name, 1, rule, [1], False, 3), mutation())
+    store.create_quota(NewQuota(uuid7_text(), name, 1, rule, [1], False, 3), mutation())
     return name
 
 

@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kronos.tokens.v1 import tokens_pb2 as pb
 from kronos.tokens.v1.tokens_pb2_grpc import TokensServiceStub
 
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from tests.parts.refusal import refused
 from tests.tokens.population import (
     DAY,
@@ -125,9 +125,9 @@ class TestMany:
 
     @pytest.mark.parametrize("name", ["subject", "client_id", "device_id", "family_id"])
     def test_all_of_something(self, tokens: TokensServiceStub, name: str) -> None:
-        value = str(uuid7())
+        value = uuid7_text()
         concerned = self._one_of_each(tokens, **{name: value})
-        others = self._one_of_each(tokens, **{name: str(uuid7())}) + self._one_of_each(tokens)
+        others = self._one_of_each(tokens, **{name: uuid7_text()}) + self._one_of_each(tokens)
 
         assert revoke_all(tokens, **{name: value}) == 5
 

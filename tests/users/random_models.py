@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 
 _NAMES = ["doc", "mail", "*"]
 _ACTIONS = ["read", "write", "*"]
@@ -48,13 +48,13 @@ def random_model(chance: random.Random) -> Model:
     """Return a model: small, so that everything in it touches."""
     roles = [
         ModelRole(
-            str(uuid7()),
+            uuid7_text(),
             sorted({_permission(chance) for _ in range(chance.randint(0, 3))}),
             sorted(chance.sample(range(number), chance.randint(0, min(number, 2)))),
         )
         for number in range(chance.randint(1, 6))
     ]
-    users = [(str(uuid7()), chance.choice("AAAASD")) for _ in range(chance.randint(1, 3))]
+    users = [(uuid7_text(), chance.choice("AAAASD")) for _ in range(chance.randint(1, 3))]
     triples = {
         (chance.randrange(len(users)), chance.randrange(len(roles)), chance.choice(_SCOPES))
         for _ in range(chance.randint(0, 8))
@@ -71,7 +71,7 @@ def _grant(chance: random.Random, user: int, role: int, scope: str) -> ModelGran
     minutes = chance.choice([None, *range(60, 63)])
     now = datetime.now(UTC)
     end = now - timedelta(seconds=5) if expired else now + timedelta(minutes=minutes) if minutes else None
-    return ModelGrant(str(uuid7()), user, role, scope, end, expired)
+    return ModelGrant(uuid7_text(), user, role, scope, end, expired)
 
 
 _ASKED = [

@@ -17,7 +17,7 @@ from kronos_db.runtime.cache.memory import Memory
 from kronos_db.runtime.database.changes import tag
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import BadRequestError
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from kronos_db.users import access as access_module
 from kronos_db.users.access import Access
 from kronos_db.users.access_store import AccessStore
@@ -76,13 +76,13 @@ def user(database: Database) -> str:
 
 def role(database: Database, *permissions: str, parents: Sequence[str] = ()) -> Role:
     name = f"r{uuid4().hex}"
-    made: Role = RoleStore(database).create(NewRole(str(uuid7()), name, name, "", permissions, parents), mutation())
+    made: Role = RoleStore(database).create(NewRole(uuid7_text(), name, name, "", permissions, parents), mutation())
     return made
 
 
 def grant(database: Database, user_id: str, role_id: str, place: str = "", seconds: float | None = None) -> Grant:
     end = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
-    made: Grant = GrantStore(database).create(NewGrant(str(uuid7()), user_id, role_id, place, end), mutation())
+    made: Grant = GrantStore(database).create(NewGrant(uuid7_text(), user_id, role_id, place, end), mutation())
     return made
 
 

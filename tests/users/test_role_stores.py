@@ -14,7 +14,7 @@ import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.database.database import Database
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from kronos_db.users.access_store import AccessStore, HolderListing
 from kronos_db.users.account import State
 from kronos_db.users.grant_store import GrantListing, GrantStore
@@ -68,7 +68,7 @@ def user(database: Database) -> str:
 
 def new_role(*permissions: str, parents: Sequence[str] = (), **changes: Any) -> NewRole:
     name = f"r{uuid4().hex}"
-    values = {"id": str(uuid7()), "name": name, "name_key": name, "description": ""}
+    values = {"id": uuid7_text(), "name": name, "name_key": name, "description": ""}
     return NewRole(**{**values, "permissions": permissions, "parent_ids": parents, **changes})
 
 
@@ -79,7 +79,7 @@ def role(database: Database, *permissions: str, parents: Sequence[str] = ()) -> 
 
 def grant(database: Database, user_id: str, role_id: str, place: str = "", seconds: float | None = None) -> Grant:
     end = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
-    made: Grant = GrantStore(database).create(NewGrant(str(uuid7()), user_id, role_id, place, end), mutation())
+    made: Grant = GrantStore(database).create(NewGrant(uuid7_text(), user_id, role_id, place, end), mutation())
     return made
 
 
@@ -122,7 +122,7 @@ def test_holdings_and_the_roles_that_are_not_known(database: Database, ann: str)
     low = role(database, "c:d", parents=[top.id])
     grant(database, ann, low.id, "a/", 60)
     grant(database, ann, top.id)
-    nobody = str(uuid7())
+    nobody = uuid7_text()
 
     (held,), nodes = store.holdings([ann, nobody], b"")
 
@@ -153,7 +153,7 @@ def test_the_account_of_a_user(database: Database, ann: str) -> None:
     assert way is not None
     assert way.grant == made
     assert dict(account.permissions(None)) == {("a:b", "a/"): made.expire_time}
-    assert store.account(str(uuid7())) is None
+    assert store.account(uuid7_text()) is None
 
 
 def test_holders_page_by_page(database: Database) -> None:

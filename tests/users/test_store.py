@@ -15,7 +15,7 @@ import pytest
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import RequestIdReusedError
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from kronos_db.users import model
 from kronos_db.users.model import Change, Key, Listing, NewUser, Order, State, User
 from kronos_db.users.store import UsersStore
@@ -62,7 +62,7 @@ def get(store: UsersStore, key: Key, value: str) -> User:
 def new(name: str, **changes: Any) -> NewUser:
     values = {
         "path": "user",
-        "id": str(uuid7()),
+        "id": uuid7_text(),
         "username": name.upper(),
         "username_key": name,
         "email": f"k1.box-{name}.mail-{name}",
@@ -203,7 +203,7 @@ def test_create_races_for_one_name(store: UsersStore) -> None:
     def race() -> None:
         barrier.wait()
         try:
-            outcomes.append(create(store, new("wanted", id=str(uuid7()), email=None, phone=None))[0].id)
+            outcomes.append(create(store, new("wanted", id=uuid7_text(), email=None, phone=None))[0].id)
         except model.UsernameTakenError as error:
             outcomes.append(error.violations[0].field)
 
@@ -288,7 +288,7 @@ def test_validate_only_says_the_same_and_leaves_nothing(store: UsersStore, admin
 
 
 def test_get_of_an_unknown_user(store: UsersStore) -> None:
-    lookups: list[tuple[Key, str]] = [("id", str(uuid7())), ("username", "nobody"), ("email", "nobody")]
+    lookups: list[tuple[Key, str]] = [("id", uuid7_text()), ("username", "nobody"), ("email", "nobody")]
     for key, value in lookups:
         with pytest.raises(KeyError):
             get(store, key, value)
@@ -296,7 +296,7 @@ def test_get_of_an_unknown_user(store: UsersStore) -> None:
 
 def test_get_many_passes_over_unknown_and_repeated_ids(store: UsersStore) -> None:
     one, two = create(store, *batch("one", "two"))
-    assert store.get_many("id", [one.id, str(uuid7()), two.id, one.id]) == {one.id: one, two.id: two}
+    assert store.get_many("id", [one.id, uuid7_text(), two.id, one.id]) == {one.id: one, two.id: two}
     assert store.get_many("id", []) == {}
 
 
@@ -486,7 +486,7 @@ def test_passwords(store: UsersStore) -> None:
     store.change_state(user.id, None, model.DELETE, mutation())
     for key, value in lookups:
         assert store.credential(key, value) == model.Credential(user.id, State.SUSPENDED, True, "second")
-    unknown: list[tuple[Key, str]] = [("id", str(uuid7())), ("username", "nobody"), ("email", "nobody")]
+    unknown: list[tuple[Key, str]] = [("id", uuid7_text()), ("username", "nobody"), ("email", "nobody")]
     for key, value in unknown:
         assert store.credential(key, value) is None
 
@@ -511,7 +511,7 @@ def test_a_failed_write_leaves_prepared_statements_usable(store: UsersStore) -> 
     (user,) = create(store, new("a"))
     for number in range(6):
         with pytest.raises(model.UserNotFoundError):
-            store.set_password_hash(str(uuid7()), None, "hash", mutation())
+            store.set_password_hash(uuid7_text(), None, "hash", mutation())
         with pytest.raises(model.UsernameTakenError):
             create(store, new("a", email=None, phone=None))
         store.set_password_hash(user.id, None, f"hash {number}", mutation())

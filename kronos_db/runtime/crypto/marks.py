@@ -15,7 +15,7 @@ from kronos.options.v1 import options_pb2
 from kronos_db.runtime.crypto.normalization import Normalization
 from kronos_db.runtime.crypto.sealing import Index, Sealer
 from kronos_db.runtime.errors import BadRequestError, KronosError
-from kronos_db.runtime.identifiers import canonical_uuid, uuid7
+from kronos_db.runtime.identifiers import canonical_uuid, uuid7_text
 
 REDACTION = "***"
 SENSITIVE_WORDS = frozenset({"email", "phone", "token", "secret", "password", "credential"})
@@ -298,7 +298,7 @@ def _record_id_step(name: str) -> _Step[Sealer]:
     def assign(message: Any, _: Sealer) -> None:
         value = getattr(message, name)
         if not value:
-            setattr(message, name, uuid7.text())
+            setattr(message, name, uuid7_text())
             return
         record_id = canonical_uuid(value)
         if record_id is None:

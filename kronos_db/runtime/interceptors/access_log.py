@@ -9,7 +9,7 @@ import re
 import time
 
 from kronos_db.runtime import tracing
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7_text
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.chain import Begin, End
 from kronos_db.runtime.interceptors.method import Method
@@ -40,7 +40,7 @@ class AccessLog:
         def begin(call: Call) -> None:
             given = call.metadata.get(REQUEST_ID_HEADER, "")
             accepted = isinstance(given, str) and _ACCEPTED.fullmatch(given)
-            call.request_id = str(given) if accepted else uuid7.text()
+            call.request_id = str(given) if accepted else uuid7_text()
             call.context.set_trailing_metadata(((REQUEST_ID_HEADER, call.request_id),))
             if tracer is not None:
                 call.trace = tracer.start(path, tracing.read(call.metadata))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kronos_db.runtime.crypto.normalization import Normalization, normalize
 from kronos_db.runtime.crypto.sealing import Index, Sealer
 from kronos_db.runtime.errors import RUNTIME_ERRORS, ErrorTable, SealBrokenError
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.identifiers import uuid7, uuid7_text
 
 FIELD = "kronos.users.v1.User.email"
 RECORD = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -161,7 +161,7 @@ def test_says_in_the_log_why_a_value_does_not_open(sealer: Sealer, value: str, w
 def test_the_answer_names_the_field_alone(sealer: Sealer) -> None:
     sealed = sealer.seal_text("ann@example.org", FIELD, RECORD)
     with pytest.raises(SealBrokenError) as caught:
-        sealer.open_text(sealed, FIELD, str(uuid7()))
+        sealer.open_text(sealed, FIELD, uuid7_text())
     answer = ErrorTable(RUNTIME_ERRORS).answer(caught.value)
     assert answer.reason == "SEALED_VALUE_INVALID"
     assert FIELD in answer.sentence.format(**caught.value.metadata)
