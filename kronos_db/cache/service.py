@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -306,4 +305,4 @@ class CacheService(CacheServiceServicer):
 
 def _mutation(context: grpc.ServicerContext, answer: type[Answer], reply: Any) -> Mutation[Any, Answer]:
     mutation: Mutation[Any, Answer] = Call.of(context).mutation(answer, reply)
-    return replace(mutation, window=min(mutation.window, _REPEATABLE))
+    return mutation._replace(window=min(mutation.window, _REPEATABLE))

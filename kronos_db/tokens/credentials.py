@@ -25,7 +25,12 @@ FORM = re.compile(r"kr[srak]_([0-9a-f]{8})([0-9a-f]{32})[0-9A-Za-z]{43}[0-9a-f]{
 _PREFIXES = {Kind.SESSION: "krs_", Kind.REFRESH: "krr_", Kind.ACCESS: "kra_", Kind.API_KEY: "krk_"}
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _PAIRS = [first + second for first in _DIGITS for second in _DIGITS]
-_SECRET_BYTES, _SECRET_DIGITS = 32, 43
+_SECRET_DIGITS = 43
+# What digit a random byte stands for: the last eight of 256 stand for none, or eight digits would be likelier.
+_DIGIT_OF = (_DIGITS * 5)[:256].encode()
+_NO_DIGIT = bytes(range(len(_DIGITS) * 4, 256))
+# Random bytes drawn for a secret: 62 of them stand for digits on average.
+_DRAWN = 64
 _CHECKSUM = 8
 _MARK_BYTES = 4
 
@@ -37,13 +42,16 @@ class Presented(NamedTuple):
     hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(NamedTuple):
     """A token that was made: the text to give away, and what is kept."""
 
-    text: str = field(repr=False)
+    text: str
     hash: bytes
     mark: str
+
+    def __repr__(self) -> str:
+        """Return it without the text."""
+        return f"Secret(hash={self.hash!r}, mark={self.mark!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,7 @@ class Credentials:
 
     def make(self, kind: Kind, token_id: UUID) -> Secret:
         """Return a new text."""
-        return _secret(kind, token_id, secrets.token_bytes(_SECRET_BYTES), self._current)
+        return _secret(kind, token_id, _random_digits(), self._current)
 
     def succeed(self, kind: Kind, token_id: UUID, predecessor: str, mark: str | None = None) -> Secret:
         """Return the text of what a refresh token is exchanged for: always the same for these arguments.
@@ -86,7 +94,7 @@ class Credentials:
         if pepper is None:
             raise KeyUnavailableError(f"the pepper of the mark {mark} is gone")
         bits = hmac.digest(pepper.derive_key, token_id.bytes + predecessor.encode(), "sha256")
-        return _secret(kind, token_id, bits, pepper)
+        return _secret(kind, token_id, _base62(bits), pepper)
 
     def read(self, text: str) -> Presented | Reason:
         """Take a text apart; return why when it is none of ours. Nothing is looked up for it."""
@@ -116,10 +124,18 @@ def _pepper(masters: MasterKeys, key_id: str, deployment: bytes) -> _Pepper:
     return _Pepper(mark, hash_key, masters.derive("token-succession", key_id))
 
 
-def _secret(kind: Kind, token_id: UUID, bits: bytes, pepper: _Pepper) -> Secret:
-    body = f"{_PREFIXES[kind]}{pepper.mark}{token_id.hex}{_base62(bits)}"
+def _secret(kind: Kind, token_id: UUID, digits: str, pepper: _Pepper) -> Secret:
+    body = f"{_PREFIXES[kind]}{pepper.mark}{token_id.hex}{digits}"
     text = f"{body}{zlib.crc32(body.encode()):08x}"
     return Secret(text, hmac.digest(pepper.hash_key, text.encode(), "sha256"), pepper.mark)
+
+
+def _random_digits() -> str:
+    """Return digits of which each is any of the 62 with the same chance: 256 bits of randomness together."""
+    digits = b""
+    while len(digits) < _SECRET_DIGITS:
+        digits = secrets.token_bytes(_DRAWN).translate(_DIGIT_OF, _NO_DIGIT)
+    return digits[:_SECRET_DIGITS].decode()
 
 
 def _base62(bits: bytes) -> str:

@@ -283,7 +283,8 @@ class TokensService(TokensServiceServicer):
         field.id = token.id
         # Sealed: the answer is kept for repeats of the call.
         if not call.validate_only:
-            field.secret = self._sealer.seal_text(secret.text, _SECRET_FIELD, token.id)
+            field.secret = sealed = self._sealer.seal_text(secret.text, _SECRET_FIELD, token.id)
+            call.sealed[sealed] = secret.text
         messages.fill(field.token, token)
 
 

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from kronos.options.v1 import options_pb2
 
 from kronos_db.runtime.crypto.normalization import Normalization
-from kronos_db.runtime.crypto.sealing import Index, Sealer
+from kronos_db.runtime.crypto.sealing import Index, Opener, Sealer
 from kronos_db.runtime.errors import BadRequestError, KronosError
 from kronos_db.runtime.identifiers import canonical_uuid, uuid7_text
 
@@ -80,7 +80,7 @@ class Plan:
     """What to do with the marked fields of one message type, at any depth; usable from any thread."""
 
     def __init__(
-        self, sealing: Sequence[_Step[Sealer]], opening: Sequence[_Step[Sealer]], redacting: Sequence[_Step[None]]
+        self, sealing: Sequence[_Step[Sealer]], opening: Sequence[_Step[Opener]], redacting: Sequence[_Step[None]]
     ) -> None:
         self._sealing = tuple(sealing)
         self._opening = tuple(opening)
@@ -94,13 +94,13 @@ class Plan:
         for step in self._sealing:
             step(message, sealer)
 
-    def open(self, message: Message, sealer: Sealer) -> None:
+    def open(self, message: Message, opener: Opener) -> None:
         """Change an answer in place: ENCRYPTED opened, all else left.
 
         Raises SealBrokenError, and leaves `message` half opened, when a value does not open.
         """
         for step in self._opening:
-            step(message, sealer)
+            step(message, opener)
 
     def redacted(self, message: Message) -> str:
         """Return `message` as one line of ASCII with `***` for every marked value; `message` stays as it is."""
@@ -128,7 +128,7 @@ class Marks:
         self._read: dict[str, _MessageMarks] = {}
         self._indexes: dict[str, tuple[Normalization, str]] = {}
         self._sealing = _Compiler[Sealer](self._marks_of, _sealing_steps)
-        self._opening = _Compiler[Sealer](self._marks_of, _opening_steps)
+        self._opening = _Compiler[Opener](self._marks_of, _opening_steps)
         self._redacting = _Compiler[None](self._marks_of, _redacting_steps)
 
     def plan(self, descriptor: Descriptor) -> Plan | None:
@@ -286,7 +286,7 @@ def _sealing_steps(marks: _MessageMarks) -> list[_Step[Sealer]]:
     return steps + [_hash_step(field, field.index) for field in marks.of(_Protection.HASHED) if field.index]
 
 
-def _opening_steps(marks: _MessageMarks) -> list[_Step[Sealer]]:
+def _opening_steps(marks: _MessageMarks) -> list[_Step[Opener]]:
     return [_open_step(field, marks.record_id) for field in marks.of(_Protection.ENCRYPTED) if marks.record_id]
 
 
@@ -325,18 +325,18 @@ def _seal_step(field: _MarkedField, record_id: str) -> _Step[Sealer]:
     return seal_text if field.is_text else seal_bytes
 
 
-def _open_step(field: _MarkedField, record_id: str) -> _Step[Sealer]:
+def _open_step(field: _MarkedField, record_id: str) -> _Step[Opener]:
     name, full_name = field.name, field.full_name
 
-    def open_text(message: Any, sealer: Sealer) -> None:
+    def open_text(message: Any, opener: Opener) -> None:
         value = getattr(message, name)
         if value:
-            setattr(message, name, sealer.open_text(value, full_name, getattr(message, record_id)))
+            setattr(message, name, opener.open_text(value, full_name, getattr(message, record_id)))
 
-    def open_bytes(message: Any, sealer: Sealer) -> None:
+    def open_bytes(message: Any, opener: Opener) -> None:
         value = getattr(message, name)
         if value:
-            setattr(message, name, sealer.open_bytes(value, full_name, getattr(message, record_id)))
+            setattr(message, name, opener.open_bytes(value, full_name, getattr(message, record_id)))
 
     return open_text if field.is_text else open_bytes
 

@@ -15,6 +15,7 @@ import base64
 import binascii
 import functools
 from dataclasses import dataclass
+from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -48,6 +49,16 @@ class Index:
 
     name: str
     normalization: Normalization = Normalization.UNSPECIFIED
+
+
+class Opener(Protocol):
+    """What opens sealed values: `Sealer` says how."""
+
+    def open_text(self, sealed: str, field: str, record_id: str) -> str:
+        """Return what is sealed in a `string` field."""
+
+    def open_bytes(self, sealed: bytes, field: str, record_id: str) -> bytes:
+        """Return what is sealed in a `bytes` field."""
 
 
 class _NotOpenedError(Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from kronos_db.runtime.database.pool import Connection
@@ -24,8 +24,7 @@ PRIMARY_KEY = "idempotency_pkey"
 QUERIES = Path(__file__).with_name("idempotency.sql")
 
 
-@dataclass(frozen=True, slots=True)
-class Mutation(Generic[Result, Reply]):
+class Mutation(NamedTuple, Generic[Result, Reply]):
     """What is needed to answer a mutating call once.
 
     `caller` and `request_id` name the call; `fingerprint` is a keyed hash over method and body. `reply` turns the

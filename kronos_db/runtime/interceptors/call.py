@@ -53,6 +53,7 @@ class Call:
         "method",
         "request_id",
         "request_id_window",
+        "sealed",
         "standby",
         "started",
         "taken",
@@ -84,11 +85,14 @@ class Call:
         self.deadline: float | None = None
         # Names the call in the record of calls, once it stands there as begun.
         self.audit_id: UUID | None = None
-        # Of a mutating call: keyed hash of its body, its `request_id` field, and what else decides how it is kept.
+        # Of a mutating call: its `request_id` field, a keyed hash of the body if that is given, and what else decides
+        # how its answer is kept.
         self.fingerprint = b""
         self.write_id: UUID | None = None
         self.validate_only = False
         self.request_id_window = 0.0
+        # What the handler sealed for its answer, by the sealed form: the chain need not open it.
+        self.sealed: dict[str, str] = {}
         # Of a call that may wait without a thread: its room, whether it waits, and what its handler left for later.
         self.standby: Standby | None = None
         self.waiting = False

@@ -18,8 +18,8 @@ from kronos_db.runtime.interceptors.method import Method
 class Encryption:
     """Works with the keys of the domain that serves the method.
 
-    For mutating methods it also takes the fingerprint of the request: here, because the sealed form of one value is
-    never the same twice, and keyed, because a bare hash of a password or a telephone number can be guessed.
+    Of a mutating request that its caller may repeat it also takes the fingerprint: here, because the sealed form of one
+    value is never the same twice, and keyed, because a bare hash of a password or a telephone number can be guessed.
     """
 
     def __init__(self, rings: Mapping[str, KeyRing], marks: Marks, request_id_window: float) -> None:
@@ -53,17 +53,32 @@ class Encryption:
         if sealer is None or plan is None:
             return None
 
-        def step(message: Message, _call: Call) -> Message:
+        def step(message: Message, call: Call) -> Message:
             # Bytes are an answer that was made before, with nothing sealed in it.
             if not isinstance(message, bytes):
-                plan.open(message, sealer)
+                plan.open(message, _Knowing(sealer, call.sealed) if call.sealed else sealer)
             return message
 
         return step
 
     def _note_mutation(self, key: bytes, message: Any, call: Call) -> None:
-        call.write_id = UUID(message.request_id) if message.request_id else None
         call.validate_only = message.validate_only
         call.request_id_window = self._window
-        body = message.SerializeToString(deterministic=True)
-        call.fingerprint = hmac.digest(key, call.method.path.encode() + b"\0" + body, "sha256")
+        if message.request_id:
+            call.write_id = UUID(message.request_id)
+            body = message.SerializeToString(deterministic=True)
+            call.fingerprint = hmac.digest(key, call.method.path.encode() + b"\0" + body, "sha256")
+
+
+class _Knowing:
+    """Opens what was sealed for the answer of this very call without opening it."""
+
+    def __init__(self, sealer: Sealer, sealed: Mapping[str, str]) -> None:
+        self._sealer = sealer
+        self._sealed = sealed
+        self.open_bytes = sealer.open_bytes
+
+    def open_text(self, sealed: str, field: str, record_id: str) -> str:
+        """Return what a value opens to."""
+        known = self._sealed.get(sealed)
+        return self._sealer.open_text(sealed, field, record_id) if known is None else known

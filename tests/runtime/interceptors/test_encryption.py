@@ -9,6 +9,7 @@ from google.protobuf import descriptor_pool
 
 from kronos_db.runtime.crypto.normalization import Normalization
 from kronos_db.runtime.crypto.sealing import Index, Sealer
+from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.interceptors.method import Method
 from tests.parts.refusal import refused
 from tests.runtime.interceptors.probe import ALL_KINDS, SERVICE, Probe, ProbeServer, WriteRequest
@@ -71,6 +72,26 @@ def test_a_value_that_was_moved_does_not_open(probe: ProbeServer, kind: str) -> 
     assert stored.encode() not in found.everything
 
 
+def test_what_was_sealed_for_the_answer_is_not_opened(probe: ProbeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sealer = Sealer(probe.ring)
+
+    def answer(_request: Probe, call: Call) -> Probe:
+        made = Probe(id=str(uuid4()))
+        made.secret = sealed = sealer.seal_text("made here", _FIELD, made.id)
+        call.sealed[sealed] = "made here"
+        made.children.add(id=str(uuid4()))
+        made.children[0].secret = sealer.seal_text("from before", _FIELD, made.children[0].id)
+        return made
+
+    opened = []
+    monkeypatch.setattr(Sealer, "open_text", lambda _self, *sealed: opened.append(sealed) or "opened")
+    probe.on["Unary"] = answer
+    (response,) = probe.call("Unary")
+
+    assert (response.secret, response.children[0].secret) == ("made here", "opened")
+    assert len(opened) == 1
+
+
 def _fingerprint(probe: ProbeServer, method: str, request: object) -> bytes:
     probe.call(method, request)
     return probe.calls[-1].fingerprint
@@ -120,7 +141,8 @@ def test_a_mutating_call_knows_how_it_is_kept(probe: ProbeServer) -> None:
 
     assert kept.write_id == UUID("0190b6f2-7c1e-7000-8000-000000000001")
     assert (kept.validate_only, kept.request_id_window) == (True, 3600.0)
-    assert nameless.write_id is None
+    # Nobody can repeat it: there is nothing to compare it with.
+    assert (nameless.fingerprint, nameless.write_id) == (b"", None)
     assert (reading.fingerprint, reading.write_id) == (b"", None)
 
 
