@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import orjson
 from psycopg.types.json import Jsonb
 
 from kronos_db.runtime.database import changes
@@ -295,14 +296,17 @@ def _check(token: Token | None, change: Change) -> None:
 
 def _rows(new: Sequence[NewToken]) -> str:
     """Return tokens as one text of JSON, without what is NULL: psycopg would look at each value of twenty arrays."""
-    return json.dumps(
-        [
-            {name: value for name, value in zip(NewToken._fields, token, strict=True) if value is not None}
-            for token in new
-        ],
-        default=_as_text,
-    )
+    return orjson.dumps([_row(token) for token in new], default=_as_hex).decode()
 
 
-def _as_text(value: datetime | bytes) -> str:
-    return f"\\x{value.hex()}" if isinstance(value, bytes) else value.isoformat()
+def _row(token: NewToken) -> dict[str, Any]:
+    fields = zip(NewToken._fields, token, strict=True)
+    row: dict[str, Any] = {name: value for name, value in fields if value is not None}
+    if token.claims:
+        # They may hold integers of more than 64 bits, which orjson has no form for.
+        row["claims"] = orjson.Fragment(json.dumps(token.claims))
+    return row
+
+
+def _as_hex(value: bytes) -> str:
+    return f"\\x{value.hex()}"

@@ -127,6 +127,16 @@ class TestIssue:
         assert (answer.issued.secret, answer.access.secret) == ("", "")
         assert refused(lambda: get(tokens, answer.issued.id)).reason == "TOKEN_NOT_FOUND"
 
+    def test_claims_come_back_whatever_numbers_they_hold(self, tokens: TokensServiceStub) -> None:
+        numbers = [0, -1.5, 2**53, 1e19, 1e300, 5e-324]
+        answer = issue(tokens, claims={"numbers": numbers, "text": "ä\u2028\U0001f600", "none": None})
+
+        claims = introspect(tokens, answer.issued.secret).token.claims
+
+        assert list(claims["numbers"]) == numbers
+        assert claims["text"] == "ä\u2028\U0001f600"
+        assert claims == answer.issued.token.claims
+
 
 class TestJwts:
     """RegisterJwt and BatchRegisterJwts."""
