@@ -26,7 +26,7 @@ def conflicts(routes: Sequence[NewRoute]) -> list[Conflict]:
     """
     alike: dict[tuple[str, str, str], list[NewRoute]] = {}
     for route in routes:
-        alike.setdefault((route.spec.get("host", ""), route.shape, route.headers_key), []).append(route)
+        alike.setdefault((route.spec.get("host", ""), route.shape, route.headers), []).append(route)
     found = [conflict for group in alike.values() if len(group) > 1 for conflict in _among(group)]
     return sorted(found, key=lambda conflict: conflict.route)
 

@@ -19,14 +19,14 @@ from kronos_db.runtime.database.changes import Noted
 from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.timestamps import set_timestamp
 
-# What a caller sets of a route, and how the value of each is stored.
+# What a caller sets of a route, and how the value of each is stored; None is not.
 ROUTE_FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "methods": sorted,
     "host": str.lower,
     "path": str,
     "headers": lambda headers: sorted([header.name.lower(), header.value] for header in headers),
     "upstream": str,
-    "caller": lambda _: ANYONE,
+    "caller": lambda caller: ANYONE if caller == pb.CALLER_REQUIREMENT_ANYONE else None,
     "permissions": lambda permissions: [[each.permission, each.scope] for each in permissions],
     "scopes": list,
     "quotas": list,
@@ -50,11 +50,12 @@ _FAILURES: Mapping[int, pb.QuotaFailureMode.ValueType] = {int(mode): mode for mo
 
 def spec_of(route: pb.Route) -> dict[str, Any]:
     """Return what a caller sets of a route; what has its default is left out."""
-    return {
-        field.name: read(value)
-        for field, value in route.ListFields()
-        if (read := ROUTE_FIELDS.get(field.name)) and (field.name != "caller" or value == pb.CALLER_REQUIREMENT_ANYONE)
-    }
+    spec = {}
+    for name, read in ROUTE_FIELDS.items():
+        given = getattr(route, name)
+        if given and (value := read(given)) is not None:
+            spec[name] = value
+    return spec
 
 
 def new_route(path: str, route_id: str, name: str, spec: Mapping[str, Any]) -> NewRoute:
@@ -65,8 +66,8 @@ def new_route(path: str, route_id: str, name: str, spec: Mapping[str, Any]) -> N
     if not name:
         raise BadRequestError.of(f"{path}.name", "is required")
     template = parse(spec["path"], f"{path}.path")
-    names = [header for header, _ in spec.get("headers", ())]
-    if len(set(names)) < len(names):
+    headers = spec.get("headers", ())
+    if len(headers) > 1 and len({header for header, _ in headers}) < len(headers):
         raise BadRequestError.of(f"{path}.headers", "must not name a header twice")
     if spec.get("caller") == ANYONE:
         for field in ("permissions", "scopes"):
@@ -76,7 +77,8 @@ def new_route(path: str, route_id: str, name: str, spec: Mapping[str, Any]) -> N
         for unknown in set(_PLACEHOLDER.findall(scope)) - set(template.names):
             where = f"{path}.permissions[{index}].scope"
             raise BadRequestError.of(where, f"{{{unknown}}} is no parameter of one segment of the path")
-    return NewRoute(path, route_id, name, spec, template.shape)
+    asked = "\n".join([f"{header}:{value}" for header, value in headers]) if headers else ""
+    return NewRoute(path, route_id, name, spec, template.shape, asked)
 
 
 def fill_route(message: pb.Route, route: Route) -> None:

@@ -36,18 +36,18 @@ class Route(NamedTuple):
 
 
 class NewRoute(NamedTuple):
-    """A route to be written. `path` is where it stands in the request, for errors; `shape` is that of its template."""
+    """A route to be written. `path` is where it stands in the request, for errors.
+
+    `shape` is that of its template; `headers` are those that a request must have, as one text: two routes ask for the
+    same ones when it is the same.
+    """
 
     path: str
     id: str
     name: str
     spec: Mapping[str, Any]
     shape: str
-
-    @property
-    def headers_key(self) -> str:
-        """The headers that a request must have, as one text."""
-        return headers_key(self.spec)
+    headers: str
 
 
 class Kind(enum.IntEnum):
@@ -150,11 +150,6 @@ class Identities(Protocol):
 
     def identify(self, tokens: Sequence[str]) -> Sequence[Identity | None]:
         """Return who holds each token; None for one that is not valid."""
-
-
-def headers_key(spec: Mapping[str, Any]) -> str:
-    """Return the headers of a route as one text: two routes ask for the same ones when it is the same."""
-    return "\n".join(f"{name}:{value}" for name, value in spec.get("headers", ()))
 
 
 class RouteNotFoundError(KronosError):

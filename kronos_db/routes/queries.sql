@@ -92,7 +92,7 @@ DELETE FROM routes.routes WHERE name <> ALL(%(names)s::text[]) RETURNING {route}
 -- new.
 INSERT INTO routes.routes AS old (id, name, spec, shape, headers, table_version, create_time, update_time)
 SELECT id, name, spec, shape, headers, %(table_version)s::bigint, now(), now()
-FROM jsonb_to_recordset(%(routes)s::jsonb) AS new (id uuid, name text, spec jsonb, shape text, headers text)
+FROM jsonb_to_recordset(%(routes)s::text::jsonb) AS new (id uuid, name text, spec jsonb, shape text, headers text)
 ON CONFLICT (name) DO UPDATE
 SET spec = EXCLUDED.spec, shape = EXCLUDED.shape, headers = EXCLUDED.headers, version = old.version + 1,
     table_version = EXCLUDED.table_version, update_time = EXCLUDED.update_time

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import orjson
 from psycopg.types.json import Jsonb
 
 from kronos_db.routes.model import (
@@ -132,16 +133,18 @@ class RoutesStore:
             names = [route.name for route in routes]
             gone = tx.fetch_all(self._queries["delete_routes_but"], {"names": names}, Route)
             self._note_removed(tx, ROUTE, [route.id for route in gone], version)
-            written = tx.fetch_all(self._queries["apply_routes"], _all_columns(routes, version), _written)
             specs = {route.name: route.spec for route in routes}
-            events = [(Event.DELETED, route) for route in gone]
-            for new, route in written:
-                events.append((Event.CREATED if new else Event.UPDATED, route._replace(spec=specs[route.name])))
+
+            def made(new: bool, route_id: str, name: str, *columns: Any) -> tuple[Event, Route]:
+                return Event.CREATED if new else Event.UPDATED, Route(route_id, name, specs[name], *columns)
+
+            written = tx.fetch_all(self._queries["apply_routes"], _all_columns(routes, version), made)
+            events = [*((Event.DELETED, route) for route in gone), *written]
             # The table is one copy, and the first change makes it old.
             for index, (event, route) in enumerate(events):
                 _note_route(tx, event, route, version, copied=not index)
-            created = [route.name for new, route in written if new]
-            updated = [route.name for new, route in written if not new]
+            created = [route.name for event, route in written if event is Event.CREATED]
+            updated = [route.name for event, route in written if event is Event.UPDATED]
             deleted = [route.name for route in gone]
             return Applied(created, updated, deleted, len(routes) - len(written), version)
 
@@ -300,10 +303,6 @@ class RoutesStore:
             tx.execute(self._queries["note_removed"], params)
 
 
-def _written(new: bool, route_id: str, name: str, *columns: Any) -> tuple[bool, Route]:
-    return new, Route(route_id, name, {}, *columns)
-
-
 def _quota(row: Sequence[Any]) -> Quota:
     _, quota_id, name, rule, version, created, updated, kind, keys, shadow, failure, generation = row
     return Quota(quota_id, name, kind, rule, keys, shadow, failure, generation, version, created, updated)
@@ -315,7 +314,7 @@ def _columns(new: NewRoute, version: int) -> Mapping[str, Any]:
         "name": new.name,
         "spec": Jsonb(new.spec),
         "shape": new.shape,
-        "headers": new.headers_key,
+        "headers": new.headers,
         "table_version": version,
     }
 
@@ -323,10 +322,10 @@ def _columns(new: NewRoute, version: int) -> Mapping[str, Any]:
 def _all_columns(routes: Sequence[NewRoute], version: int) -> Mapping[str, Any]:
     # One text for all: as arrays, psycopg would look at each of their elements.
     rows = [
-        {"id": route.id, "name": route.name, "spec": route.spec, "shape": route.shape, "headers": route.headers_key}
+        {"id": route.id, "name": route.name, "spec": route.spec, "shape": route.shape, "headers": route.headers}
         for route in routes
     ]
-    return {"routes": Jsonb(rows), "table_version": version}
+    return {"routes": orjson.dumps(rows).decode(), "table_version": version}
 
 
 def _quota_columns(new: NewQuota, version: int) -> Mapping[str, Any]:
@@ -351,8 +350,8 @@ def _note_route(tx: Transaction, event: Event, route: Route, version: int, *, co
     # With all of it, so that a watcher is told without another read; an endpoint is no secret.
     body: dict[str, Any] = {"event": event, "table": version}
     if event is not Event.DELETED:
-        times = {"created": route.create_time.isoformat(), "updated": route.update_time.isoformat()}
-        body |= {"name": route.name, "spec": route.spec, "version": route.version, **times}
+        body["name"], body["spec"], body["version"] = route.name, route.spec, route.version
+        body["created"], body["updated"] = route.create_time, route.update_time
     tx.note(changes.Change(ROUTE, route.id, body, copied))
 
 

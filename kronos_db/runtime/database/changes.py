@@ -11,12 +11,13 @@ docs/decisions/0007-copies.md has the argument.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+
+import orjson
 
 from kronos_db.runtime.database.queries import Query, load_queries
 
@@ -33,7 +34,7 @@ _BITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of one record: `kind` of record, its id, and what is told to those who watch (JSON).
+    """One change of one record: `kind` of record, its id, and what is told to those who watch (JSON, times as text).
 
     `copied` is false for records of which nobody keeps copies: then no write waits for those who would drop them. It is
     false too when another change of the same transaction already says all that copies depend on.
@@ -165,6 +166,5 @@ class ChangeLog:
     @staticmethod
     def columns(changes: Sequence[Change]) -> Mapping[str, str]:
         """Return the parameters of `append`: one text, since psycopg looks at each element of an array."""
-        return {
-            "changes": json.dumps([(change.kind, change.record_id, change.body, change.copied) for change in changes])
-        }
+        rows = [(change.kind, change.record_id, change.body, change.copied) for change in changes]
+        return {"changes": orjson.dumps(rows).decode()}

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import orjson
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.errors import Diagnostic
+from psycopg.types.json import set_json_loads
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from kronos_db.runtime import deadline
@@ -159,6 +161,8 @@ class Pool:
     def _configure(self, connection: Connection) -> None:
         connection.silence_limit = self.limits.silence
         connection.add_notice_handler(connection.note)
+        # In a third of the time.
+        set_json_loads(orjson.loads, connection)
 
     def _take(self) -> Connection:
         give_up = time.monotonic() + deadline.remaining(self.limits.timeout)
