@@ -35,7 +35,7 @@ FROM routes.routes
 WHERE name > %(after)s::text
     AND name ^@ %(name_prefix)s::text
     AND (%(host)s::text IS NULL OR host = %(host)s)
-    AND (%(quota)s::text IS NULL OR spec -> 'quotas' ? %(quota)s)
+    AND (%(quota)s::text IS NULL OR quotas ? %(quota)s)
 ORDER BY name
 LIMIT %(limit)s;
 
@@ -149,7 +149,7 @@ DELETE FROM routes.quotas WHERE id = %(id)s::uuid RETURNING {quota};
 
 -- name: find_user_of_quota
 -- A route that names the quota.
-WITH users AS MATERIALIZED (SELECT name FROM routes.routes WHERE spec -> 'quotas' ? %(name)s::text)
+WITH users AS MATERIALIZED (SELECT name FROM routes.routes WHERE quotas ? %(name)s::text)
 SELECT min(name) FROM users HAVING count(*) > 0;
 
 -- name: table_since

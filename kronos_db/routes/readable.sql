@@ -12,7 +12,7 @@ GRANT SELECT (
 GRANT SELECT (id, kind, table_version, remove_time) ON routes.removed TO kronos_query;
 GRANT SELECT (is_only, version, forgotten) ON routes.route_table TO kronos_query;
 GRANT SELECT (
-    id, name, spec, host, shape, headers, version, table_version, create_time, update_time
+    id, name, spec, host, quotas, shape, headers, version, table_version, create_time, update_time
 ) ON routes.routes TO kronos_query;
 GRANT SELECT (key, slot, value, expire_time) ON routes.usage TO kronos_query;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
@@ -104,6 +105,23 @@ def test_what_was_removed_long_ago_is_forgotten_and_then_all_is_read(store: Rout
 
     assert (since.whole, list(since.routes)) == (True, [kept])
     assert store.table_since(since.version).whole is False
+
+
+def test_a_table_that_changes_as_a_whole_is_written_in_place(store: RoutesStore, admin_dsn: str) -> None:
+    sizes = (
+        "SELECT pg_relation_size('routes.routes'), pg_relation_size('routes.routes_match'),"
+        " pg_relation_size('routes.routes_name'), pg_relation_size('routes.routes_pkey')"
+    )
+    names = [f"r{number}" for number in range(2000)]
+    with psycopg.connect(admin_dsn, autocommit=True) as admin:
+        # Twice: then each page has the room that it was left.
+        for priority in (1, 2):
+            store.apply([new(name, priority=priority) for name in names], None, mutation())
+        before = admin.execute(sizes).fetchone()
+        for priority in (3, 4, 5):
+            applied: Applied = store.apply([new(name, priority=priority) for name in names], None, mutation())
+            assert len(applied.updated) == 2000
+        assert admin.execute(sizes).fetchone() == before
 
 
 def test_apply_writes_what_differs_alone(store: RoutesStore, database: Database) -> None:
