@@ -85,7 +85,11 @@ DELETE FROM routes.routes WHERE id = %(id)s::uuid RETURNING {route};
 
 -- name: delete_routes_but
 -- Removes all routes that are not named.
-DELETE FROM routes.routes WHERE name <> ALL(%(names)s::text[]) RETURNING {route};
+DELETE FROM routes.routes
+WHERE NOT EXISTS (
+    SELECT FROM jsonb_array_elements_text(%(names)s::text::jsonb) AS kept (name) WHERE kept.name = routes.name
+)
+RETURNING {route};
 
 -- name: apply_routes
 -- Writes routes by their names, and passes over those that are the same already. Tells of each written one whether it is

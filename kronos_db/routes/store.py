@@ -130,10 +130,10 @@ class RoutesStore:
             if at is not None and version != at + 1:
                 raise RoutesEtagMismatchError(violations=[FieldViolation("table_version", "is not the current one")])
             self._check_quotas(tx, routes)
-            names = [route.name for route in routes]
+            specs = {route.name: route.spec for route in routes}
+            names = orjson.dumps(list(specs)).decode()
             gone = tx.fetch_all(self._queries["delete_routes_but"], {"names": names}, Route)
             self._note_removed(tx, ROUTE, [route.id for route in gone], version)
-            specs = {route.name: route.spec for route in routes}
 
             def made(new: bool, route_id: str, name: str, *columns: Any) -> tuple[Event, Route]:
                 return Event.CREATED if new else Event.UPDATED, Route(route_id, name, specs[name], *columns)
