@@ -30,8 +30,9 @@ class Item(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """A demand for all of `items` or none; `memory`, `print` and `lease` are 32 hexadecimal digits, `memory` may be "".
+    """A demand for all of `items` or none.
 
+    `memory`, `print` and `lease` are 32 hexadecimal digits; the first two are "" when it cannot be repeated.
     `cost` is what is taken of rates and calendar quotas.
     """
 
@@ -127,7 +128,7 @@ class Counters:
             "counter_slots": _array(slot for _, slot in ordered),
             "counter_expires": _array(expiry(places[place]).isoformat() for place in ordered),
             "demand_ids": _array(ask.memory or "NULL" for ask in asks),
-            "prints": _array(ask.print for ask in asks),
+            "prints": _array(ask.print or "NULL" for ask in asks),
             "leases": _array(ask.lease for ask in asks),
             "ends": _array(_running(len(ask.items) for ask in asks)),
             "item_counters": _array(ordered[as_uuid(item.key), _slot(item.rule)] for item, _ in items),

@@ -22,15 +22,15 @@ _NO_LEASE = "0" * 32
 class Demand(NamedTuple):
     """What a request consumes, all or nothing: `keys` are the counters of `rules`.
 
-    `memory` names the request among all callers', "" when it cannot be repeated; `print` tells it from others that are
-    named alike. Both are 32 hexadecimal digits.
+    `memory` names the request among all callers', and `print` tells it from others that are named alike: 32 hexadecimal
+    digits each, "" when it cannot be repeated.
     """
 
     rules: Sequence[Rule]
     keys: Sequence[str]
     cost: int = 1
     memory: str = ""
-    print: str = "0" * 32
+    print: str = ""
 
 
 class Outcome(NamedTuple):

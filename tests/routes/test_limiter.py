@@ -94,6 +94,8 @@ def quota(kind: Kind, limit: int, **changes: Any) -> Rule:
 
 
 def demand(*rules: Rule, key: str | None = None, **changes: Any) -> Demand:
+    if "memory" in changes:
+        changes.setdefault("print", "0" * 32)
     subject = Subject(given=key or uuid4().hex)
     keys = [rule.key(subject, str(number).encode()) for number, rule in enumerate(rules)]
     return Demand(rules, keys, **changes)
