@@ -1,7 +1,7 @@
 """The text of tokens: made, hashed, and taken apart again.
 
 `krs_` MARK ID SECRET CHECKSUM: the kind; 8 hexadecimal digits that name deployment and pepper; 32 of the token's id;
-256 random bits as 43 digits of base 62; and the CRC-32 of all before it, 8 hexadecimal digits.
+43 random digits of base 62, which are 256 bits; and the CRC-32 of all before it, 8 hexadecimal digits.
 docs/decisions/0011-tokens.md has the reasons.
 """
 
