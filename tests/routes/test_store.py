@@ -114,13 +114,12 @@ def test_a_table_that_changes_as_a_whole_is_written_in_place(store: RoutesStore,
     )
     names = [f"r{number}" for number in range(2000)]
     with psycopg.connect(admin_dsn, autocommit=True) as admin:
-        # Twice: then each page has the room that it was left.
-        for priority in (1, 2):
-            store.apply([new(name, priority=priority) for name in names], None, mutation())
+        # Whether dead rows of before may be pruned hangs on whatever else runs in the cluster.
+        admin.execute("TRUNCATE routes.routes")
+        store.apply([new(name, priority=1) for name in names], None, mutation())
         before = admin.execute(sizes).fetchone()
-        for priority in (3, 4, 5):
-            applied: Applied = store.apply([new(name, priority=priority) for name in names], None, mutation())
-            assert len(applied.updated) == 2000
+        applied: Applied = store.apply([new(name, priority=2) for name in names], None, mutation())
+        assert len(applied.updated) == 2000
         assert admin.execute(sizes).fetchone() == before
 
 
