@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -88,3 +89,37 @@ def test_what_is_not_as_expected_is_queued_as_it_is() -> None:
         reception.receive(job)
 
     assert ready == [(Lane("", "call"), jobs[0]), (Lane("probe", "stream"), jobs[1])]
+
+
+class TestCompletion:
+    """The part of a Future that gRPC uses."""
+
+    def test_callbacks_run_once_whenever_they_are_added(self) -> None:
+        completion = Completion()
+        calls: list[str] = []
+        completion.add_done_callback(lambda given: calls.append("before" if given is completion else "?"))
+        assert calls == []
+
+        completion.finish()
+        completion.add_done_callback(lambda given: calls.append("after" if given is completion else "?"))
+
+        assert calls == ["before", "after"]
+
+    def test_in_a_race_with_the_end_too(self) -> None:
+        for _ in range(200):
+            completion = Completion()
+            calls: list[int] = []
+            barrier = threading.Barrier(3)
+
+            def add(completion: Completion = completion, calls: list[int] = calls, barrier: Any = barrier) -> None:
+                barrier.wait(LIMIT)
+                completion.add_done_callback(lambda _: calls.append(1))
+
+            threads = [threading.Thread(target=add) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            barrier.wait(LIMIT)
+            completion.finish()
+            for thread in threads:
+                thread.join(LIMIT)
+            assert calls == [1, 1]

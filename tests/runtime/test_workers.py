@@ -391,40 +391,6 @@ def test_shutting_down_without_waiting_ends_the_threads_too(fetching: Fetching) 
     eventually(lambda: not _alive(workers))
 
 
-class TestCompletion:
-    """The part of a Future that gRPC uses."""
-
-    def test_callbacks_run_once_whenever_they_are_added(self) -> None:
-        completion = Completion()
-        calls: list[str] = []
-        completion.add_done_callback(lambda given: calls.append("before" if given is completion else "?"))
-        assert calls == []
-
-        completion.finish()
-        completion.add_done_callback(lambda given: calls.append("after" if given is completion else "?"))
-
-        assert calls == ["before", "after"]
-
-    def test_in_a_race_with_the_end_too(self) -> None:
-        for _ in range(200):
-            completion = Completion()
-            calls: list[int] = []
-            barrier = threading.Barrier(3)
-
-            def add(completion: Completion = completion, calls: list[int] = calls, barrier: Any = barrier) -> None:
-                barrier.wait(_LIMIT)
-                completion.add_done_callback(lambda _: calls.append(1))
-
-            threads = [threading.Thread(target=add) for _ in range(2)]
-            for thread in threads:
-                thread.start()
-            barrier.wait(_LIMIT)
-            completion.finish()
-            for thread in threads:
-                thread.join(_LIMIT)
-            assert calls == [1, 1]
-
-
 @pytest.mark.parametrize("threads", [1, 4])
 def test_thousands_of_calls_all_get_their_own_answer(threads: int) -> None:
     fetchings = [Fetching(), Fetching()]

@@ -10,7 +10,6 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.cache.board import Board, now
 from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.cache.memory import Memory
@@ -25,16 +24,10 @@ from kronos_db.users.grant_store import GrantStore
 from kronos_db.users.role_store import RoleStore
 from kronos_db.users.roles import Grant, NewGrant, NewRole, Role
 from kronos_db.users.store import UsersStore
-from tests.parts.domain import mutation, new_database, opened, settings_of
-from tests.users.test_store import new
+from tests.parts.domain import mutation, opened, settings_of
+from tests.users.stored import new
 
 NOBODY = "01a207c9-538b-72bb-b4c6-24200d69a6a3"
-
-
-@pytest.fixture(scope="module")
-def admin_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
-    with new_database(postgres) as dsn:
-        yield dsn
 
 
 @pytest.fixture(scope="module")

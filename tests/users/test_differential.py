@@ -13,7 +13,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.cache.board import Board, now
 from kronos_db.runtime.cache.engine import Cache
 from kronos_db.runtime.cache.memory import Memory
@@ -24,7 +23,7 @@ from kronos_db.users.account import Account, Held, State
 from kronos_db.users.permissions import around, covering, place, scope_of
 from kronos_db.users.role_graph import Node, RoleGraph
 from kronos_db.users.roles import Grant
-from tests.parts.domain import new_database, opened, settings_of
+from tests.parts.domain import opened, settings_of
 from tests.parts.watching import LIMIT, SOAK
 from tests.users.random_models import (
     Model,
@@ -157,12 +156,6 @@ def test_ten_thousand_models_in_memory(board: Board) -> None:
         store = InMemory(model)
         assert_single_checks_agree(model, access_to(store, board), chance, 20)
         assert_accounts_agree(model, store, chance)
-
-
-@pytest.fixture(scope="module")
-def admin_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
-    with new_database(postgres) as dsn:
-        yield dsn
 
 
 @pytest.fixture(scope="module")

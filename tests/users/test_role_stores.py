@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +12,6 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.identifiers import uuid7_text
 from kronos_db.users.access_store import AccessStore, HolderListing
@@ -33,27 +32,14 @@ from kronos_db.users.roles import (
     RoleNotFoundError,
 )
 from kronos_db.users.store import UsersStore
-from tests.parts.domain import LIMIT, mutation, new_database, opened, settings_of
+from tests.parts.domain import LIMIT, mutation
 from tests.parts.eventually import eventually
-from tests.users.test_store import WAYS, new
+from tests.users.stored import new
 
 
 @pytest.fixture(scope="module")
-def admin_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
-    with new_database(postgres) as dsn:
-        yield dsn
-
-
-@pytest.fixture(scope="module", params=WAYS)
-def database(
-    request: pytest.FixtureRequest, admin_dsn: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    prepared = WAYS[request.param]
-    way = None if prepared is None else request.getfixturevalue(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    settings = settings_of(folder, admin_dsn, way, prepared_statements=prepared is not False, pool_max_size=3)
-    with opened(settings) as opened_database:
-        yield opened_database
+def database(users_database: Database) -> Database:
+    return users_database
 
 
 @pytest.fixture

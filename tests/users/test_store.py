@@ -1,10 +1,9 @@
-"""UsersStore: the same tests straight, through a pgBouncer without and through one with prepared statements."""
+"""UsersStore: creating, repeats, reading and passwords."""
 
 from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,101 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from kronos_db.embedded.postgres import EmbeddedPostgres
-from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import RequestIdReusedError
 from kronos_db.runtime.identifiers import uuid7_text
 from kronos_db.users import model
-from kronos_db.users.model import Change, Key, Listing, NewUser, Order, State, User
+from kronos_db.users.model import Key, State
 from kronos_db.users.store import UsersStore
-from tests.parts.domain import LIMIT, mutation, new_database, opened, settings_of
-
-WAYS = {"direct": None, "pgbouncer_118": False, "pgbouncer_124": True}
-
-
-@pytest.fixture(scope="module")
-def admin_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
-    with new_database(postgres) as dsn:
-        yield dsn
-
-
-@pytest.fixture(scope="module", params=WAYS)
-def users_database(
-    request: pytest.FixtureRequest, admin_dsn: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    prepared = WAYS[request.param]
-    way = None if prepared is None else request.getfixturevalue(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    settings = settings_of(folder, admin_dsn, way, prepared_statements=prepared is not False, pool_max_size=3)
-    with opened(settings) as database:
-        yield database
-
-
-@pytest.fixture
-def admin(admin_dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(admin_dsn, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
-def store(users_database: Database, admin: psycopg.Connection[Any]) -> UsersStore:
-    admin.execute("TRUNCATE users.users, users.grants, users.credentials, users.idempotency")
-    return UsersStore(users_database)
-
-
-def get(store: UsersStore, key: Key, value: str) -> User:
-    """Return the one user of that name; KeyError when there is none."""
-    return store.get_many(key, [value])[value]
-
-
-def new(name: str, **changes: Any) -> NewUser:
-    values = {
-        "path": "user",
-        "id": uuid7_text(),
-        "username": name.upper(),
-        "username_key": name,
-        "email": f"k1.box-{name}.mail-{name}",
-        "phone": f"k1.box-{name}.phone-{name}",
-        "display_name": f"The {name}",
-        "attributes": {"n": 1, "deep": {"list": [1, "ä", None, 1.5]}},
-    }
-    return NewUser(**{**values, **changes})
-
-
-def batch(*names: str) -> list[NewUser]:
-    return [new(name, path=f"users[{index}]") for index, name in enumerate(names)]
-
-
-def create(store: UsersStore, *users: NewUser) -> list[User]:
-    created: list[User] = store.create(users, mutation())
-    return created
-
-
-def listing(**changes: Any) -> Listing:
-    values = {
-        "limit": 10,
-        "order": Order.OLDEST_FIRST,
-        "state": None,
-        "deleted": None,
-        "create_time_from": None,
-        "create_time_until": None,
-        "username_prefix": "",
-        "after": None,
-    }
-    return Listing(**{**values, **changes})
-
-
-def walk(store: UsersStore, **changes: Any) -> Iterator[list[User]]:
-    """Yield page after page, as a caller with page tokens sees them."""
-    current = listing(**changes)
-    while page := store.list_page(current):
-        yield page
-        current = replace(current, after=current.order.key_of(page[-1]))
-
-
-def names(users: Sequence[User]) -> list[str]:
-    return [user.username_key for user in users]
-
+from tests.parts.domain import LIMIT, mutation
+from tests.users.stored import TAKEN_BY, batch, create, get, listing, names, new
 
 # Creating
 
@@ -132,14 +43,6 @@ def test_create_without_email_and_phone(store: UsersStore) -> None:
 def test_create_keeps_the_order_of_a_batch(store: UsersStore) -> None:
     users = batch(*(f"user{number}" for number in range(200)))[::-1]
     assert names(create(store, *users)) == [user.username_key for user in users]
-
-
-TAKEN_BY = [
-    ("id", model.UserExistsError, "id"),
-    ("username_key", model.UsernameTakenError, "username"),
-    ("email", model.EmailTakenError, "email"),
-    ("phone", model.PhoneTakenError, "phone"),
-]
 
 
 @pytest.mark.parametrize(("column", "error", "field"), TAKEN_BY)
@@ -307,170 +210,6 @@ def test_deleted_users_are_found_by_every_name(store: UsersStore) -> None:
         assert found.delete_time is not None
 
 
-# Changing
-
-
-@pytest.mark.parametrize(
-    ("field", "column", "value"),
-    [
-        ("username", "username_key", "newname"),
-        ("email", "email", "k1.new.new"),
-        ("email", "email", None),
-        ("phone", "phone", "k1.new.new"),
-        ("display_name", "display_name", ""),
-        ("attributes", "attributes", {"other": True}),
-    ],
-)
-def test_update_changes_the_named_field_alone(store: UsersStore, field: str, column: str, value: Any) -> None:
-    (before,) = create(store, new("a"))
-    other = new("z", id=before.id, **{column: value})
-    after = store.update(Change(before.id, before.version, [field], other), mutation())
-    assert getattr(after, column) == value
-    changed = {"version", "update_time", column, *(["username"] if field == "username" else [])}
-    for name in User._fields:
-        assert (getattr(after, name) == getattr(before, name)) == (name not in changed), name
-    assert after.version == before.version + 1
-    assert get(store, "id", before.id) == after
-
-
-def test_update_finds_the_user_by_its_new_names(store: UsersStore) -> None:
-    (user,) = create(store, new("a"))
-    fields = ["username", "email", "phone", "display_name", "attributes"]
-    store.update(Change(user.id, None, fields, new("b", id=user.id)), mutation())
-    assert get(store, "username", "b") == get(store, "email", "mail-b")
-    with pytest.raises(KeyError):
-        get(store, "email", "mail-a")
-
-
-@pytest.mark.parametrize(("column", "error", "field"), TAKEN_BY[1:])
-def test_update_to_what_another_has(store: UsersStore, column: str, error: type[model.TakenError], field: str) -> None:
-    user, other = create(store, *batch("a", "b"))
-    values = new("c", id=user.id, **{column: getattr(other, column)})
-    with pytest.raises(error) as caught:
-        store.update(Change(user.id, None, [field], values), mutation())
-    assert caught.value.violations[0].field == f"user.{field}"
-    assert get(store, "id", user.id) == user
-
-
-def test_changes_of_an_unknown_user(store: UsersStore) -> None:
-    values = new("a")
-    calls: list[Callable[[], object]] = [
-        lambda: store.update(Change(values.id, 1, ["username"], values), mutation()),
-        lambda: store.change_state(values.id, None, model.SUSPEND, mutation()),
-        lambda: store.erase(values.id, None, mutation()),
-        lambda: store.set_password_hash(values.id, None, "hash", mutation()),
-    ]
-    for call in calls:
-        with pytest.raises(model.UserNotFoundError):
-            call()
-
-
-def test_changes_of_another_version(store: UsersStore) -> None:
-    (user,) = create(store, new("a"))
-    calls: list[Callable[[int], object]] = [
-        lambda version: store.update(Change(user.id, version, ["username"], new("b", id=user.id)), mutation()),
-        lambda version: store.change_state(user.id, version, model.SUSPEND, mutation()),
-        lambda version: store.erase(user.id, version, mutation()),
-        lambda version: store.set_password_hash(user.id, version, "hash", mutation()),
-    ]
-    for version in (0, 2, 999_999_999_999_999_999):
-        for call in calls:
-            with pytest.raises(model.EtagMismatchError):
-                call(version)
-    assert get(store, "id", user.id) == user
-    credential = store.credential("id", user.id)
-    assert credential is not None
-    assert credential.password_hash is None
-
-
-# From which state each change is allowed; the states are made by the changes before.
-ACTIVE: list[model.Transition] = []
-SUSPENDED = [model.SUSPEND]
-DELETED = [model.DELETE]
-SUSPENDED_DELETED = [model.SUSPEND, model.DELETE]
-
-
-@pytest.mark.parametrize(
-    ("before", "transition", "outcome"),
-    [
-        (ACTIVE, model.SUSPEND, (State.SUSPENDED, False)),
-        (ACTIVE, model.REACTIVATE, "active"),
-        (ACTIVE, model.DELETE, (State.ACTIVE, True)),
-        (ACTIVE, model.UNDELETE, "active"),
-        (SUSPENDED, model.SUSPEND, "suspended"),
-        (SUSPENDED, model.REACTIVATE, (State.ACTIVE, False)),
-        (SUSPENDED, model.DELETE, (State.SUSPENDED, True)),
-        (SUSPENDED, model.UNDELETE, "suspended"),
-        (DELETED, model.SUSPEND, "deleted"),
-        (DELETED, model.REACTIVATE, "deleted"),
-        (DELETED, model.DELETE, "deleted"),
-        (DELETED, model.UNDELETE, (State.ACTIVE, False)),
-        (SUSPENDED_DELETED, model.UNDELETE, (State.SUSPENDED, False)),
-    ],
-)
-def test_transitions(
-    store: UsersStore, before: list[model.Transition], transition: model.Transition, outcome: Any
-) -> None:
-    (user,) = create(store, new("a"))
-    for step in before:
-        user = store.change_state(user.id, user.version, step, mutation())
-    if isinstance(outcome, str):
-        with pytest.raises(model.UserStateError) as caught:
-            store.change_state(user.id, user.version, transition, mutation())
-        assert caught.value.metadata == {"state": outcome}
-        assert get(store, "id", user.id) == user
-    else:
-        after = store.change_state(user.id, user.version, transition, mutation())
-        assert (after.state, after.delete_time is not None) == outcome
-        assert after.version == user.version + 1
-        assert get(store, "id", user.id) == after
-
-
-def test_deleted_users_are_not_updated(store: UsersStore) -> None:
-    (user,) = create(store, new("a"))
-    store.change_state(user.id, None, model.DELETE, mutation())
-    calls: list[Callable[[], object]] = [
-        lambda: store.update(Change(user.id, None, ["username"], new("b", id=user.id)), mutation()),
-        lambda: store.set_password_hash(user.id, None, "hash", mutation()),
-    ]
-    for call in calls:
-        with pytest.raises(model.UserStateError) as caught:
-            call()
-        assert caught.value.metadata == {"state": "deleted"}
-
-
-def test_concurrent_updates_of_one_version_let_one_through(store: UsersStore) -> None:
-    (user,) = create(store, new("a"))
-    barrier = threading.Barrier(4, timeout=LIMIT)
-    outcomes: list[str] = []
-
-    def update(name: str) -> None:
-        barrier.wait()
-        try:
-            change = Change(user.id, user.version, ["display_name"], new("a", display_name=name))
-            outcomes.append(store.update(change, mutation()).display_name)
-        except model.EtagMismatchError:
-            outcomes.append("")
-
-    threads = [threading.Thread(target=update, args=(f"name {number}",)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT)
-    assert outcomes.count("") == 3
-    assert get(store, "id", user.id).display_name in outcomes
-
-
-def test_erase_takes_credentials_along_and_frees_the_names(store: UsersStore, admin: psycopg.Connection[Any]) -> None:
-    (user,) = create(store, new("a"))
-    store.set_password_hash(user.id, None, "hash", mutation())
-    store.erase(user.id, 2, mutation())
-    with pytest.raises(KeyError):
-        get(store, "id", user.id)
-    assert admin.execute("SELECT count(*) FROM users.credentials").fetchone() == (0,)
-    create(store, new("a"))
-
-
 # Passwords
 
 
@@ -525,90 +264,3 @@ def test_validate_only_leaves_prepared_statements_usable(store: UsersStore) -> N
         for _ in range(3):
             assert get(store, "username", "a").id == user.id
         store.set_password_hash(user.id, None, f"hash {number}", mutation())
-
-
-# Listing
-
-
-def test_every_order(store: UsersStore) -> None:
-    for name in ("b", "d", "a", "c"):
-        create(store, new(name))
-    by_time = ["b", "d", "a", "c"]
-    expected = {
-        Order.OLDEST_FIRST: by_time,
-        Order.NEWEST_FIRST: by_time[::-1],
-        Order.USERNAME_ASCENDING: ["a", "b", "c", "d"],
-        Order.USERNAME_DESCENDING: ["d", "c", "b", "a"],
-    }
-    assert set(expected) == set(Order)
-    for order, wanted in expected.items():
-        assert names(store.list_page(listing(order=order))) == wanted
-        assert [names(page) for page in walk(store, order=order, limit=3)] == [wanted[:3], wanted[3:]]
-
-
-@pytest.mark.parametrize("order", Order)
-def test_pages_of_users_created_at_the_same_instant(store: UsersStore, order: Order) -> None:
-    wanted = {user.username_key for user in batch(*(f"u{number}" for number in range(25)))}
-    create(store, *batch(*wanted))
-    seen = [name for page in walk(store, order=order, limit=4) for name in names(page)]
-    assert len(seen) == len(wanted)
-    assert set(seen) == wanted
-
-
-def test_every_filter(store: UsersStore) -> None:
-    early = create(store, *batch("ann", "anne", "bob"))
-    (late,) = create(store, new("annika"))
-    store.change_state(early[0].id, None, model.SUSPEND, mutation())
-    store.change_state(early[1].id, None, model.DELETE, mutation())
-    cases: list[tuple[dict[str, Any], list[str]]] = [
-        ({"state": State.SUSPENDED}, ["ann"]),
-        ({"state": State.ACTIVE}, ["anne", "annika", "bob"]),
-        ({"state": State.ACTIVE, "deleted": False}, ["annika", "bob"]),
-        ({"deleted": True}, ["anne"]),
-        ({"deleted": False}, ["ann", "annika", "bob"]),
-        ({"create_time_from": late.create_time}, ["annika"]),
-        ({"create_time_until": late.create_time}, ["ann", "anne", "bob"]),
-        ({"create_time_from": late.create_time, "create_time_until": late.create_time}, []),
-        ({"username_prefix": "ann"}, ["ann", "anne", "annika"]),
-        ({"username_prefix": "ann", "deleted": False, "state": State.ACTIVE}, ["annika"]),
-        ({"username_prefix": "%"}, []),
-        ({"username_prefix": "a_n"}, []),
-    ]
-    for filters, wanted in cases:
-        for order in Order:
-            assert sorted(names(store.list_page(listing(order=order, **filters)))) == wanted, filters
-
-
-@pytest.mark.parametrize("order", Order)
-def test_pages_under_concurrent_inserts_lose_and_double_nothing(store: UsersStore, order: Order) -> None:
-    standing = {f"m{number:03}" for number in range(60)}
-    create(store, *batch(*sorted(standing)))
-    stop, fail = threading.Event(), []
-
-    def insert() -> None:
-        count = 0
-        while not stop.is_set():
-            count += 1
-            try:
-                # Before, between and behind the standing ones.
-                create(store, *(new(f"{letter}-{count}", email=None, phone=None) for letter in ("a", "m03", "z")))
-            except Exception as error:  # noqa: BLE001  # told below
-                fail.append(error)
-                return
-
-    thread = threading.Thread(target=insert)
-    thread.start()
-    try:
-        pages = walk(store, order=order, limit=7)
-        # As many pages as the standing ones need at least, and until all of them were seen.
-        seen: list[str] = []
-        for page in pages:
-            seen += names(page)
-            if standing <= set(seen):
-                break
-    finally:
-        stop.set()
-        thread.join(LIMIT)
-    assert not fail
-    assert standing <= set(seen), "lost"
-    assert len(seen) == len(set(seen)), "doubled"
