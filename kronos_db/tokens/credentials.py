@@ -42,16 +42,13 @@ class Presented(NamedTuple):
     hash: bytes
 
 
-class Secret(NamedTuple):
-    """A token that was made: the text to give away, and what is kept."""
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A token that was made: the text to give away, and what is kept. No tuple: JSON would show the text of one."""
 
-    text: str
+    text: str = field(repr=False)
     hash: bytes
     mark: str
-
-    def __repr__(self) -> str:
-        """Return it without the text."""
-        return f"Secret(hash={self.hash!r}, mark={self.mark!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +136,7 @@ def _random_digits() -> str:
 
 
 def _base62(bits: bytes) -> str:
+    """Return the digits of 256 bits that are given: slower than to draw them, and always the same."""
     number = int.from_bytes(bits, "big")
     pairs = []
     for _ in range(_SECRET_DIGITS // 2):

@@ -208,7 +208,7 @@ class TokensStore:
             raise AssertionError("the row was locked just now")
         count, revoke_time = found
         before = selection.before or revoke_time
-        tx.note(changes.Change(selection.scope, selection.value, {"before": before.isoformat()}))
+        tx.note(changes.Change(selection.scope, selection.value, {"before": before}))
         return int(count)
 
     def update(self, change: Change, mutation: Mutation[Token, Reply]) -> Reply:

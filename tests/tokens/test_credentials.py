@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import secrets
 import string
@@ -64,6 +65,7 @@ def test_what_was_made_is_read(ours: Credentials, kind: Kind) -> None:
     assert len(made.text) == 95
     assert made.text[:4] == {1: "krs_", 2: "krr_", 3: "kra_", 4: "krk_"}[kind]
     assert made.text not in repr(made)
+    assert made.text not in json.dumps(made, default=str)
 
 
 def test_scanners_are_told_the_form_and_the_checksum(ours: Credentials, text: str) -> None:

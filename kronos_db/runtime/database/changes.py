@@ -34,7 +34,7 @@ _BITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of one record: `kind` of record, its id, and what is told to those who watch (JSON, times as text).
+    """One change of one record: `kind` of record, its id, and what is told to those who watch: JSON, and datetimes.
 
     `copied` is false for records of which nobody keeps copies: then no write waits for those who would drop them. It is
     false too when another change of the same transaction already says all that copies depend on.

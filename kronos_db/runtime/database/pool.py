@@ -161,7 +161,7 @@ class Pool:
     def _configure(self, connection: Connection) -> None:
         connection.silence_limit = self.limits.silence
         connection.add_notice_handler(connection.note)
-        # In a third of the time.
+        # In a sixth of the time that the json module takes.
         set_json_loads(orjson.loads, connection)
 
     def _take(self) -> Connection:
