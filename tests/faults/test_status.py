@@ -82,7 +82,9 @@ class Stand:
     def tells(self, **expected: Any) -> None:
         """Wait until GetStatus says so, and no longer than it may take."""
         wanted = {**WELL, **expected}
-        eventually(lambda: self.seen() == wanted, _TOLD + _BUSY, lambda: f"{self.seen()} is not {wanted}: {self.status()}")
+        eventually(
+            lambda: self.seen() == wanted, _TOLD + _BUSY, lambda: f"{self.seen()} is not {wanted}: {self.status()}"
+        )
 
 
 WELL: Mapping[str, Any] = {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from protovalidate import Validator
 
@@ -13,6 +12,7 @@ from kronos_db.runtime.errors import Answer, BadRequestError, Code, FieldViolati
 from kronos_db.runtime.interceptors.call import Call, Step
 from kronos_db.runtime.interceptors.chain import Message
 from kronos_db.runtime.interceptors.method import Method
+from kronos_db.runtime.interceptors.rules import RuledTypes, has_rules
 from kronos_db.runtime.interceptors.text import find_invalid_utf8, find_nul
 
 
@@ -42,17 +42,18 @@ class Validation:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._validator = Validator()
+        self._types = RuledTypes()
+        # One for each set of types: it knows them by their names.
+        self._validator, self._narrow_validator = Validator(), Validator()
 
     def request(self, method: Method) -> Step:
         """Decode and check."""
         limit = method.terms.most_bytes or self._max_bytes
         checks_text = method.terms.checks_text
         decode = method.request_class.FromString
-        # Without rules it would still take the message apart to look for some.
-        collect = self._validator.collect_violations if has_rules(method.request) else _no_violations
+        collect, read = self._collector(method)
         # Compiles the rules now, so that a rule that does not compile stops the start.
-        collect(method.request_class())
+        collect((read or decode)(b""))
 
         def step(raw: bytes, _call: Call) -> Message:
             if len(raw) > limit:
@@ -61,7 +62,7 @@ class Validation:
                 message = decode(raw)
             except DecodeError as error:
                 raise _malformed(method, raw) from error
-            violations = collect(message)
+            violations = collect(message if read is None else read(raw))
             if violations:
                 raise BadRequestError("rules of the contract", violations=[_violation(item) for item in violations])
             # U+0000 is valid UTF-8 but PostgreSQL refuses it in text; the search in the raw bytes costs next to
@@ -75,22 +76,17 @@ class Validation:
     def response(self, _method: Method) -> None:
         """Nothing to do: answers are made by us."""
 
-
-def has_rules(descriptor: Descriptor) -> bool:
-    """Tell whether the contract states a rule for a message type, or for one that it may hold."""
-    found: dict[str, Descriptor] = {descriptor.full_name: descriptor}
-    waiting = [descriptor]
-    while waiting:
-        message = waiting.pop()
-        options = [message.GetOptions(), *(part.GetOptions() for part in (*message.fields, *message.oneofs))]
-        if any(field.full_name.startswith("buf.validate.") for each in options for field, _ in each.ListFields()):
-            return True
-        for field in message.fields:
-            below = field.message_type
-            if below is not None and below.full_name not in found:
-                found[below.full_name] = below
-                waiting.append(below)
-    return False
+    def _collector(
+        self, method: Method
+    ) -> tuple[Callable[[Message], Sequence[Any]], Callable[[bytes], Message] | None]:
+        """Return what finds violations in a message, and how that is read from the request if it is another one."""
+        if not has_rules(method.request):
+            # It would still take the message apart to look for some.
+            return _no_violations, None
+        narrowed = self._types.narrowed(method.request)
+        if narrowed is None:
+            return self._validator.collect_violations, None
+        return self._narrow_validator.collect_violations, narrowed.FromString
 
 
 def _no_violations(_message: Message) -> Sequence[Any]:
