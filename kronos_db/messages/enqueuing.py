@@ -160,7 +160,7 @@ def _columns(new: Sequence[tuple[str, NewMessage]]) -> dict[str, Any]:
 
 
 def _unless_empty(values: Sequence[Any]) -> list[Any]:
-    return list(values) if any(value is not None for value in values) else []
+    return list(values) if values.count(None) < len(values) else []
 
 
 def _row(*columns: Any) -> tuple[Any, ...]:

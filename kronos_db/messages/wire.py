@@ -94,20 +94,22 @@ def _new_message(message: pb.Message, index: int, queue: model.Queue) -> model.N
     key = message.ordering_key or None
     if key is not None and not queue.ordered:
         raise BadRequestError.of(f"messages[{index}].ordering_key", "needs a queue that is ordered")
-    has_delay, has_due = message.HasField("delay"), message.HasField("due_time")
+    has = message.HasField
+    has_delay, has_due = has("delay"), has("due_time")
     if has_delay and has_due:
         raise BadRequestError.of(f"messages[{index}].due_time", "must not be given together with delay")
+    headers, deduplication_key = message.headers, message.deduplication_key or None
     return model.NewMessage(
         message.id,
         payload,
-        json.dumps(dict(message.headers), ensure_ascii=False) if message.headers else None,
+        json.dumps(dict(headers), ensure_ascii=False) if headers else None,
         model.HIGHEST_PRIORITY - message.priority,
         key,
         seconds(message.delay) if has_delay else None,
         _due_time(message, index) if has_due else None,
-        seconds(message.time_to_live) if message.HasField("time_to_live") else None,
-        message.deduplication_key or None,
-        seconds_or(message, "deduplication_window", model.DEDUPLICATION_WINDOW),
+        seconds(message.time_to_live) if has("time_to_live") else None,
+        deduplication_key,
+        seconds_or(message, "deduplication_window", model.DEDUPLICATION_WINDOW) if deduplication_key else 0.0,
     )
 
 
