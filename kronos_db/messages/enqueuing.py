@@ -83,8 +83,7 @@ class Enqueuing:
         if new:
             self._insert(tx, new)
         return [
-            [Stored(known.get(message.id, message.id), message.id in known) for message in call.messages]
-            for call in calls
+            [(known.get(message.id, message.id), message.id in known) for message in call.messages] for call in calls
         ]
 
     def _check_backlogs(self, tx: Transaction, calls: Sequence[_Enqueue]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from kronos_db.runtime.errors import Answer, Code, FieldViolation, KronosError
 
@@ -99,11 +99,9 @@ class NewMessage(NamedTuple):
     deduplication_window: float
 
 
-class Stored(NamedTuple):
-    """What became of a new message: its id, or that of the one that it repeats."""
-
-    id: str
-    duplicate: bool
+# What became of a new message: its id, or that of the one that it repeats, and whether it does. A bare tuple: one is
+# made for each message.
+Stored: TypeAlias = tuple[str, bool]
 
 
 class Message(NamedTuple):

@@ -37,7 +37,7 @@ def unpacked_ids(kept: bytes) -> pb.EnqueueMessagesResponse:
     """Return the answer that was given to `packed_ids`."""
     count = len(kept) // (1 + _UUID_BYTES)
     ids = [str(UUID(bytes=kept[at : at + _UUID_BYTES])) for at in range(count, len(kept), _UUID_BYTES)]
-    return enqueued([model.Stored(*each) for each in zip(ids, map(bool, kept[:count]), strict=True)])
+    return enqueued(list(zip(ids, map(bool, kept[:count]), strict=True)))
 
 
 def held(leased: Any) -> bytes:

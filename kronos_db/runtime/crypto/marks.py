@@ -266,9 +266,8 @@ def _descend(child: _Child, steps: list[_Step[_Context]]) -> _Step[_Context]:
                 step(inner, context)
 
     def many(message: Any, context: _Context) -> None:
-        found = getattr(message, name)
-        for step in steps:
-            for inner in found:
+        for inner in getattr(message, name):
+            for step in steps:
                 step(inner, context)
 
     def by_key(message: Any, context: _Context) -> None:
