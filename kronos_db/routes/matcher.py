@@ -22,13 +22,15 @@ _NOTHING: Mapping[str, str] = {}
 class Place:
     """Which requests are a route's: where in a tree it stands, and what it takes of those that come there."""
 
-    __slots__ = ("_said", "headers", "host", "methods", "number", "parameters", "rest_at", "template")
+    __slots__ = ("_said", "accompanied", "headers", "host", "methods", "number", "parameters", "rest_at", "template")
 
     def __init__(self, route: Route, number: int) -> None:
         spec = route.spec
         self._said = _said(spec)
         # That of the route among those of a matcher.
         self.number = number
+        # Whether it ever stood with others of its template: then their order counts.
+        self.accompanied = False
         self.host: str = spec.get("host", "")
         self.template: Template = parse(spec["path"], "path")
         self.methods: Sequence[str] = spec.get("methods", ())
@@ -226,7 +228,7 @@ class Edit:
         # Most changes leave a route where it stands; then the trees stay as they are.
         if before is not None and before.place.is_of(route.spec):
             entry = self._entered(Entry(route, before.place))
-            if entry.rank != before.rank and len(self._at(entry.place)) > 1:
+            if entry.place.accompanied and entry.rank != before.rank:
                 self._stand(entry.place)
             return
         if before is not None:
@@ -281,6 +283,8 @@ class Edit:
 
     def _set(self, node: _Node, template: Template, places: Sequence[Place]) -> None:
         several = len(places) > 1
+        for place in places if several else ():
+            place.accompanied = True
         standing = _Places(sorted(places, key=self._order)) if several else places[0] if places else None
         if template.rest:
             node.rest = standing
@@ -290,13 +294,6 @@ class Edit:
     def _order(self, place: Place) -> tuple[Any, ...]:
         """Sort the routes of one template; the first of those that take a request is its route."""
         return not place.methods, -len(place.headers), *self._made._numbered[place.number].rank  # noqa: SLF001
-
-    def _at(self, place: Place) -> Sequence[Place]:
-        """Return what stands where `place` stands."""
-        node: _Node | None = self._made._trees[place.host]  # noqa: SLF001
-        for segment in place.template.segments:
-            node = node and node.child(segment)
-        return _places_of(node, place.template) if node else ()
 
     def _owned_way(self, place: Place) -> list[_Node]:
         """Return the nodes from the root of its tree to `place`, all to be changed; made where there are none."""
