@@ -92,16 +92,31 @@ WHERE NOT EXISTS (
 RETURNING {route};
 
 -- name: apply_routes
--- Writes routes by their names, and passes over those that are the same already. Tells of each written one whether it is
--- new.
-INSERT INTO routes.routes AS old (id, name, spec, shape, headers, table_version, create_time, update_time)
-SELECT id, name, spec, shape, headers, %(table_version)s::bigint, now(), now()
-FROM jsonb_to_recordset(%(routes)s::text::jsonb) AS new (id uuid, name text, spec jsonb, shape text, headers text)
-ON CONFLICT (name) DO UPDATE
-SET spec = EXCLUDED.spec, shape = EXCLUDED.shape, headers = EXCLUDED.headers, version = old.version + 1,
-    table_version = EXCLUDED.table_version, update_time = EXCLUDED.update_time
-WHERE old.spec <> EXCLUDED.spec
-RETURNING xmax = 0, id::text, name, version, create_time, update_time;
+-- Writes routes by their names, and passes over those that are the same already. Returns the names of those that are new,
+-- and of the others that were written.
+WITH written AS (
+    INSERT INTO routes.routes AS old (id, name, spec, shape, headers, table_version, create_time, update_time)
+    SELECT id, name, spec, shape, headers, %(table_version)s::bigint, now(), now()
+    FROM jsonb_to_recordset(%(routes)s::text::jsonb) AS new (id uuid, name text, spec jsonb, shape text, headers text)
+    ON CONFLICT (name) DO UPDATE
+    SET spec = EXCLUDED.spec, shape = EXCLUDED.shape, headers = EXCLUDED.headers, version = old.version + 1,
+        table_version = EXCLUDED.table_version, update_time = EXCLUDED.update_time
+    WHERE old.spec <> EXCLUDED.spec
+    RETURNING xmax = 0 AS new, name
+)
+SELECT COALESCE(jsonb_agg(name) FILTER (WHERE new), '[]'), COALESCE(jsonb_agg(name) FILTER (WHERE NOT new), '[]')
+FROM written;
+
+-- name: applied
+-- Of each route that was written at a version of the table what those who watch are told: as `_note_route` tells it.
+SELECT
+    id::text,
+    jsonb_build_object(
+        'event', CASE WHEN version = 1 THEN 'created' ELSE 'updated' END, 'table', table_version, 'name', name,
+        'spec', spec, 'version', version, 'created', create_time, 'updated', update_time
+    )
+FROM routes.routes
+WHERE table_version = %(table_version)s::bigint;
 
 -- name: note_removed
 -- Remembers what was removed, for processes that know a table with it.

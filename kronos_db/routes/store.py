@@ -130,23 +130,18 @@ class RoutesStore:
             if at is not None and version != at + 1:
                 raise RoutesEtagMismatchError(violations=[FieldViolation("table_version", "is not the current one")])
             self._check_quotas(tx, routes)
-            specs = {route.name: route.spec for route in routes}
-            names = orjson.dumps(list(specs)).decode()
+            names = orjson.dumps([route.name for route in routes]).decode()
             gone = tx.fetch_all(self._queries["delete_routes_but"], {"names": names}, Route)
             self._note_removed(tx, ROUTE, [route.id for route in gone], version)
-
-            def made(new: bool, route_id: str, name: str, *columns: Any) -> tuple[Event, Route]:
-                return Event.CREATED if new else Event.UPDATED, Route(route_id, name, specs[name], *columns)
-
-            written = tx.fetch_all(self._queries["apply_routes"], _all_columns(routes, version), made)
-            events = [*((Event.DELETED, route) for route in gone), *written]
-            # The table is one copy, and the first change makes it old.
-            for index, (event, route) in enumerate(events):
-                _note_route(tx, event, route, version, copied=not index)
-            created = [route.name for event, route in written if event is Event.CREATED]
-            updated = [route.name for event, route in written if event is Event.UPDATED]
+            created, updated = tx.fetch_all(self._queries["apply_routes"], _all_columns(routes, version), _row)[0]
+            written = bool(created or updated)
+            # The table is one copy, and one change makes it old.
+            for index, route in enumerate(gone):
+                _note_route(tx, Event.DELETED, route, version, copied=not index and not written)
+            if written:
+                tx.note_found(changes.FoundChanges(ROUTE, self._queries["applied"], {"table_version": version}))
             deleted = [route.name for route in gone]
-            return Applied(created, updated, deleted, len(routes) - len(written), version)
+            return Applied(created, updated, deleted, len(routes) - len(created) - len(updated), version)
 
         return self._database.write(work, mutation)
 
@@ -230,16 +225,15 @@ class RoutesStore:
 
     def table_since(self, version: int) -> TableChange:
         """Return what changed in the table since `version`, 0 for all of it."""
-        rows = self._database.fetch_all(self._queries["table_since"], {"since": version}, lambda *row: row)
+        rows = self._database.fetch_all(self._queries["table_since"], {"since": version}, _row)
         if not rows[0][1] and version:
             return self.table_since(0)
-        found = [row[2:] for row in rows if row[2] is not None]
         return TableChange(
             version=rows[0][0],
             whole=version == 0,
-            routes=[Route(*row[1:7]) for row in found if row[0] == 0],
-            quotas=[_quota(row) for row in found if row[0] == 1],
-            removed=[row[1] for row in found if row[0] == 2],  # noqa: PLR2004  # the kinds of the query
+            routes=[Route(*row[3:9]) for row in rows if row[2] == 0],
+            quotas=[_quota(row[3:]) for row in rows if row[2] == 1],
+            removed=[row[3] for row in rows if row[2] == 2],  # noqa: PLR2004  # the kinds of the query
         )
 
     def forget_removed(self, kept: float) -> int:
@@ -303,8 +297,12 @@ class RoutesStore:
             tx.execute(self._queries["note_removed"], params)
 
 
+def _row(*columns: Any) -> tuple[Any, ...]:
+    return columns
+
+
 def _quota(row: Sequence[Any]) -> Quota:
-    _, quota_id, name, rule, version, created, updated, kind, keys, shadow, failure, generation = row
+    quota_id, name, rule, version, created, updated, kind, keys, shadow, failure, generation = row
     return Quota(quota_id, name, kind, rule, keys, shadow, failure, generation, version, created, updated)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from kronos.routes.v1 import routes_pb2 as pb
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.routes import store as stores
-from kronos_db.routes.messages import new_route
+from kronos_db.routes.messages import new_route, route_change, route_message
 from kronos_db.routes.model import (
     Applied,
     Listing,
@@ -132,10 +133,17 @@ def test_apply_writes_what_differs_alone(store: RoutesStore, database: Database)
 
     assert (second.created, second.updated, second.deleted, second.unchanged) == (["d"], ["b"], ["c"], 1)
     page = database.changes_since(position, 100)
-    told = [(noted.change.body["event"], noted.change.body.get("name")) for noted in page.changes]
-    assert told == [("deleted", None), ("updated", "b"), ("created", "d")]
-    assert {noted.change.body["table"] for noted in page.changes} == {second.version}
-    assert page.changes[2].change.body["spec"]["metadata"] == {"ä": "\\"}
+    told = {noted.change.record_id: noted for noted in page.changes}
+    deleted = next(iter(told))
+    assert told.pop(deleted).change.body == {"event": "deleted", "table": second.version}
+    for name, event in (("b", pb.ROUTE_EVENT_UPDATED), ("d", pb.ROUTE_EVENT_CREATED)):
+        written = store.get_route("name", name)
+        assert written is not None
+        change = pb.RouteChange()
+        route_change(told.pop(written.id), change)
+        assert (change.event, change.route) == (event, route_message(written))
+        assert change.table_version == str(second.version)
+    assert not told
     assert len(database.changes_since(position, 100, whole=False).changes) == 1, "one makes the copies of the table old"
     with pytest.raises(RoutesEtagMismatchError):
         store.apply([], first.version, mutation())

@@ -12,7 +12,7 @@ docs/decisions/0007-copies.md has the argument.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -28,6 +28,8 @@ BUNDLE = "bundle"
 
 # Kept for those who watch and were away, in seconds.
 KEPT = 7 * 86_400.0
+# In the place of what a query finds.
+_FOUND = "VALUES ('', 'null'::jsonb)"
 _MOST_IN_PROGRESS = 0xFFFF
 _BITS = 16
 
@@ -56,6 +58,18 @@ class Change:
         own = tag(self.kind, self.record_id), tag(self.kind)
         bundle = self.body.get(BUNDLE)
         return own if bundle is None else (*own, bundle)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundChanges:
+    """Changes of many records of one kind, which `query` finds: of each its id and the body, as text and jsonb.
+
+    They make copies old that depend on all records of the kind; there must be none that depend on single ones.
+    """
+
+    kind: str
+    query: Query
+    params: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +182,9 @@ class ChangeLog:
         """Return the parameters of `append`: one text, since psycopg looks at each element of an array."""
         rows = [(change.kind, change.record_id, change.body, change.copied) for change in changes]
         return {"changes": orjson.dumps(rows).decode()}
+
+    def appending(self, found: FoundChanges, noted: int) -> tuple[Query, Mapping[str, Any]]:
+        """Return the statement that notes what a query finds, behind so many changes, and its parameters."""
+        append = self.queries["append_found"]
+        query = replace(append, text=append.text.replace(_FOUND, found.query.text))
+        return query, {**found.params, "kind": found.kind, "noted": noted}

@@ -20,6 +20,15 @@ INSERT INTO {schema}.change (place, part, kind, record_id, body, copied)
 SELECT (SELECT nextval('{schema}.change_place')), part, change ->> 0, change ->> 1, change -> 2, (change ->> 3)::boolean
 FROM jsonb_array_elements(%(changes)s::text::jsonb) WITH ORDINALITY AS item (change, part);
 
+-- name: append_found
+-- As `append`, behind so many that are noted already, what a query of the domain finds, which stands in the place of
+-- VALUES. The first of them has those copies dropped that depend on all records of the kind.
+INSERT INTO {schema}.change (place, part, kind, record_id, body, copied)
+SELECT
+    (SELECT CASE WHEN %(noted)s::integer > 0 THEN currval('{schema}.change_place') ELSE nextval('{schema}.change_place') END),
+    %(noted)s::integer + row_number() OVER (), %(kind)s, record_id, body, row_number() OVER () = 1
+FROM (VALUES ('', 'null'::jsonb)) AS found (record_id, body);
+
 -- name: after_commit
 -- The snapshot after a commit, its newest change and timeline, and whether anybody else keeps copies.
 SELECT pg_current_snapshot()::text, {newest}, {timeline}, EXISTS (SELECT FROM {schema}.copy_holder WHERE id <> %(holder)s::uuid);

@@ -248,9 +248,9 @@ class Database:
                 with self._begun(connection, load):
                     reply = mutation.reply(work(transaction))
                     if not mutation.validate_only:
-                        tags = _tags(transaction.changes)
+                        tags = transaction.tags
                         self._idempotency.keep(connection, mutation, reply, tags)
-                        self._append(connection, transaction.changes)
+                        transaction.append_to(self._log)
                         commit = connection.execute("COMMIT", binary=True)
                         after = self._look_after_commit(connection, tags)
                 if mutation.validate_only:
@@ -272,7 +272,7 @@ class Database:
             raise
         if commit.statusmessage != "COMMIT":
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
-        return _written(reply, bool(transaction.changes), tags, after)
+        return _written(reply, transaction.tells, tags, after)
 
     def _write_together_once(
         self,
@@ -285,15 +285,15 @@ class Database:
         with _rolled_back_on_error(connection), self._begun(connection, load):
             results = work(transaction)
             replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
-            tags = _tags(transaction.changes)
+            tags = transaction.tags
             # With more tags than their own: which changes are of which call is not known here, and costs copies alone.
             self._idempotency.keep_all(connection, mutations, replies, tags)
-            self._append(connection, transaction.changes)
+            transaction.append_to(self._log)
             commit = connection.execute("COMMIT", binary=True)
             after = self._look_after_commit(connection, tags)
         if commit.statusmessage != "COMMIT":
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
-        return _written(replies, bool(transaction.changes), tags, after)
+        return _written(replies, transaction.tells, tags, after)
 
     @contextmanager
     def _begun(self, connection: Connection, load: Load | None) -> Iterator[None]:
@@ -338,10 +338,6 @@ class Database:
         if written.tags and self.copies is not None:
             self.copies.outdate(written.tags, written.snapshot, written.timeline, written.others)
 
-    def _append(self, connection: Connection, changes: Sequence[Change]) -> None:
-        if changes:
-            connection.issue(self._log.queries["append"], self._log.columns(changes))
-
     def _look_after_commit(self, connection: Connection, tags: Sequence[str]) -> psycopg.Cursor[Any] | None:
         """Ask for the snapshot, and for other holders of copies, in the round trip of the COMMIT."""
         if not tags or self.copies is None:
@@ -366,10 +362,6 @@ class Database:
                 _log.warning("database attempt failed", domain=self.domain, attempt=attempt, sqlstate=error.sqlstate)
             time.sleep(pause)
         raise AssertionError("unreachable")
-
-
-def _tags(changes: Sequence[Change]) -> list[str]:
-    return sorted({tag for change in changes for tag in change.tags})
 
 
 def _written(reply: Any, tells: bool, tags: Sequence[str], after: psycopg.Cursor[Any] | None) -> _Written:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 
-from kronos_db.runtime.database.changes import Change
+from kronos_db.runtime.database.changes import Change, ChangeLog, FoundChanges, tag
 from kronos_db.runtime.database.pool import Connection
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.issuer import ISSUED
@@ -35,11 +35,37 @@ class Transaction:
     def __init__(self, connection: Connection, limit: Callable[[], str | None] = lambda: None) -> None:
         self._connection = connection
         self._limit = limit
-        self.changes: list[Change] = []
+        self._changes: list[Change] = []
+        self._found: FoundChanges | None = None
 
     def note(self, change: Change) -> None:
         """Note what the transaction changes: copies of it are dropped before the write is acknowledged."""
-        self.changes.append(change)
+        self._changes.append(change)
+
+    def note_found(self, found: FoundChanges) -> None:
+        """Note the changes that a query finds at the end of the transaction, beside those noted one by one.
+
+        They cost a third of those: they are not read, and not sent back. A transaction has one such query.
+        """
+        self._found = found
+
+    @property
+    def tells(self) -> bool:
+        """Whether it changes something that those who watch are told."""
+        return bool(self._changes or self._found)
+
+    @property
+    def tags(self) -> list[str]:
+        """What copies may depend on that it makes old."""
+        found = {tag(self._found.kind)} if self._found else set()
+        return sorted(found.union(*(change.tags for change in self._changes)))
+
+    def append_to(self, log: ChangeLog) -> None:
+        """Write what was noted to the log of changes; the last that the transaction does."""
+        if self._changes:
+            self._connection.issue(log.queries["append"], log.columns(self._changes))
+        if self._found:
+            self._connection.issue(*log.appending(self._found, len(self._changes)))
 
     def fetch_all(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
         """Run `query`; return `make(*columns)` of every row."""

@@ -13,8 +13,9 @@ import psycopg
 import pytest
 
 from kronos_db.embedded.postgres import EmbeddedPostgres
-from kronos_db.runtime.database.changes import Change, ChangeLog, Position, moment
+from kronos_db.runtime.database.changes import Change, ChangeLog, FoundChanges, Position, moment
 from kronos_db.runtime.database.database import Database
+from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import PositionLostError
 from tests.parts.commit_order import Write, assert_in_commit_order, timed
@@ -22,6 +23,12 @@ from tests.parts.domain import LIMIT, mutation, new_database, opened, settings_o
 
 Session = psycopg.Connection[tuple[Any, ...]]
 LOG = ChangeLog("users")
+_FOUND = Query(
+    "found",
+    "/* users:found */ SELECT n::text, jsonb_build_object('number', n) FROM generate_series(1, %(count)s) AS n",
+    "",
+    prepared=True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +93,36 @@ def test_a_write_is_read_with_what_it_noted(database: Database) -> None:
     ]
     assert [noted.part for noted in page.changes] == [1, 2]
     assert page.changes[0].time.tzinfo is not None
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_what_a_query_finds_is_noted_behind_the_rest(database: Database, before: int) -> None:
+    start = database.position()
+
+    def work(tx: Transaction) -> None:
+        for number in range(before):
+            tx.note(Change("test", f"noted {number}", copied=False))
+        tx.note_found(FoundChanges("test", _FOUND, {"count": 3}))
+        assert tx.tells
+        assert tx.tags == ["test"]
+
+    database.write(work, mutation())
+
+    changes = database.changes_since(start, 10).changes
+    assert [noted.change.record_id for noted in changes] == [*(f"noted {n}" for n in range(before)), "1", "2", "3"]
+    assert [noted.part for noted in changes] == list(range(1, before + 4))
+    assert len({noted.place for noted in changes}) == 1
+    assert changes[-1].change.body == {"number": 3}
+    # Once for all of them.
+    assert [noted.change.record_id for noted in database.changes_since(start, 10, whole=False).changes] == ["1"]
+
+
+def test_a_query_may_find_nothing(database: Database) -> None:
+    start = database.position()
+
+    database.write(lambda tx: tx.note_found(FoundChanges("test", _FOUND, {"count": 0})), mutation())
+
+    assert read(database, start)[0] == []
 
 
 def test_a_write_that_is_only_validated_is_not_told(database: Database) -> None:
