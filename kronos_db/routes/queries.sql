@@ -96,15 +96,15 @@ RETURNING {route};
 -- and of the others that were written.
 WITH written AS (
     INSERT INTO routes.routes AS old (id, name, spec, shape, headers, table_version, create_time, update_time)
-    SELECT id, name, spec, shape, headers, %(table_version)s::bigint, now(), now()
-    FROM jsonb_to_recordset(%(routes)s::text::jsonb) AS new (id uuid, name text, spec jsonb, shape text, headers text)
+    SELECT (new ->> 0)::uuid, new ->> 1, new -> 2, new ->> 3, new ->> 4, %(table_version)s::bigint, now(), now()
+    FROM jsonb_array_elements(%(routes)s::text::jsonb) AS new
     ON CONFLICT (name) DO UPDATE
     SET spec = EXCLUDED.spec, shape = EXCLUDED.shape, headers = EXCLUDED.headers, version = old.version + 1,
         table_version = EXCLUDED.table_version, update_time = EXCLUDED.update_time
     WHERE old.spec <> EXCLUDED.spec
-    RETURNING xmax = 0 AS new, name
+    RETURNING xmax = 0 AS is_new, name
 )
-SELECT COALESCE(jsonb_agg(name) FILTER (WHERE new), '[]'), COALESCE(jsonb_agg(name) FILTER (WHERE NOT new), '[]')
+SELECT COALESCE(jsonb_agg(name) FILTER (WHERE is_new), '[]'), COALESCE(jsonb_agg(name) FILTER (WHERE NOT is_new), '[]')
 FROM written;
 
 -- name: applied
