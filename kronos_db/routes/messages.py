@@ -33,9 +33,6 @@ ROUTE_FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "priority": int,
     "metadata": dict,
 }
-# The same by number: a field's name takes longer to tell.
-_READERS = {pb.Route.DESCRIPTOR.fields_by_name[name].number: (name, read) for name, read in ROUTE_FIELDS.items()}
-_NOT_STORED: tuple[str, Callable[[Any], Any]] = ("", lambda _: None)
 RULES = ("rate", "calendar", "concurrency")
 QUOTA_FIELDS = (*RULES, "keys", "shadow", "failure_mode")
 ANYONE = "anyone"
@@ -54,9 +51,8 @@ _FAILURES: Mapping[int, pb.QuotaFailureMode.ValueType] = {int(mode): mode for mo
 def spec_of(route: pb.Route) -> dict[str, Any]:
     """Return what a caller sets of a route; what has its default is left out."""
     spec = {}
-    for field, given in route.ListFields():
-        name, read = _READERS.get(field.number, _NOT_STORED)
-        if (value := read(given)) is not None:
+    for name, read in ROUTE_FIELDS.items():
+        if (given := getattr(route, name)) and (value := read(given)) is not None:
             spec[name] = value
     return spec
 
