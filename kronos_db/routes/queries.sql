@@ -178,12 +178,12 @@ SELECT t.version, t.forgotten <= %(since)s::bigint, c.kind, c.id, c.name, c.spec
     c.update_time, c.quota_kind, c.keys, c.shadow, c.failure, c.generation
 FROM routes.route_table AS t
 LEFT JOIN LATERAL (
-    SELECT 0 AS kind, id::text, name, spec, version, create_time, update_time, NULL::smallint AS quota_kind,
+    SELECT 0 AS kind, id::text, name, spec::text, version, create_time, update_time, NULL::smallint AS quota_kind,
         NULL::smallint[] AS keys, NULL::boolean AS shadow, NULL::smallint AS failure, NULL::bigint AS generation
     FROM routes.routes
     WHERE table_version > %(since)s
     UNION ALL
-    SELECT 1, id::text, name, rule, version, create_time, update_time, kind, keys, shadow, failure, generation
+    SELECT 1, id::text, name, rule::text, version, create_time, update_time, kind, keys, shadow, failure, generation
     FROM routes.quotas
     WHERE table_version > %(since)s
     UNION ALL

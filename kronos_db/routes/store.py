@@ -231,7 +231,7 @@ class RoutesStore:
         return TableChange(
             version=rows[0][0],
             whole=version == 0,
-            routes=[Route(*row[3:9]) for row in rows if row[2] == 0],
+            routes=[Route(*row[3:5], orjson.loads(row[5]), *row[6:9]) for row in rows if row[2] == 0],
             quotas=[_quota(row[3:]) for row in rows if row[2] == 1],
             removed=[row[3] for row in rows if row[2] == 2],  # noqa: PLR2004  # the kinds of the query
         )
@@ -303,7 +303,7 @@ def _row(*columns: Any) -> tuple[Any, ...]:
 
 def _quota(row: Sequence[Any]) -> Quota:
     quota_id, name, rule, version, created, updated, kind, keys, shadow, failure, generation = row
-    return Quota(quota_id, name, kind, rule, keys, shadow, failure, generation, version, created, updated)
+    return Quota(quota_id, name, kind, orjson.loads(rule), keys, shadow, failure, generation, version, created, updated)
 
 
 def _columns(new: NewRoute, version: int) -> Mapping[str, Any]:
