@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gc
 
-# So many more objects than were given back have it look for cycles; Python's own number is 700. Not often at what large
-# requests are made of, and tables of routes: it took half of the time to make one, and with 10,000 a fifth.
-_OBJECTS = 50_000
+# So many more objects than were given back have it look for cycles; Python's own number is 700. More than a large request
+# or a table of routes is made of: one look at those takes 50 ms under load, in which no call has the interpreter.
+_OBJECTS = 100_000
 
 
 def pause() -> None:
