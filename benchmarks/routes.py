@@ -19,6 +19,7 @@ from kronos_db.routes.matcher import Matcher
 from kronos_db.routes.model import Route
 
 _ROUNDS = 3
+_CHANGES = 7
 _SECONDS = 4.0
 _ROUTES = 1_000
 _MANY_ROUTES = 10_000
@@ -144,9 +145,16 @@ def _change(on: Stand) -> Iterator[Row]:
     tables = [_declared(_MANY_ROUTES, priority) for priority in (1, 2)]
     stub.ApplyRoutes(tables[0], metadata=on.metadata)
     settle()
-    quiet = [on.load(f"{_SERVICE}/ResolveRoute", requests, _SECONDS) for _ in range(_ROUNDS)]
     applied: list[float] = []
-    busy = [_while_changing(on, stub, tables, requests, applied) for _ in range(_ROUNDS)]
+    # By turns: what else the machine does changes within minutes.
+    rounds = [
+        (
+            on.load(f"{_SERVICE}/ResolveRoute", requests, _SECONDS),
+            _while_changing(on, stub, tables, requests, applied),
+        )
+        for _ in range(_CHANGES)
+    ]
+    quiet, busy = zip(*rounds, strict=True)
     took = statistics.median(applied)
     name = "routes: ApplyRoutes that changes 10,000 routes, until it is live in 2 processes"
     yield Row(name, took, "s", bar="≤ 1 s", met=took <= 1.0)

@@ -231,7 +231,7 @@ class RoutesStore:
         return TableChange(
             version=rows[0][0],
             whole=version == 0,
-            routes=[Route(*row[3:5], orjson.loads(row[5]), *row[6:9]) for row in rows if row[2] == 0],
+            routes=[_route(row[3:]) for row in rows if row[2] == 0],
             quotas=[_quota(row[3:]) for row in rows if row[2] == 1],
             removed=[row[3] for row in rows if row[2] == 2],  # noqa: PLR2004  # the kinds of the query
         )
@@ -299,6 +299,10 @@ class RoutesStore:
 
 def _row(*columns: Any) -> tuple[Any, ...]:
     return columns
+
+
+def _route(row: Sequence[Any]) -> Route:
+    return Route(row[0], row[1], orjson.loads(row[2]), row[3], row[4], row[5])
 
 
 def _quota(row: Sequence[Any]) -> Quota:

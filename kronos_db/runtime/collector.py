@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 
-# So many more objects than were given back have it look for cycles; Python's own number is 700. More than a large request
-# or a table of routes is made of: one look at those takes 50 ms under load, in which no call has the interpreter.
+# So many more objects than were given back have it look for cycles; Python's own number is 700. More than a large
+# request or a table of routes is made of: one look at those takes 50 ms under load, while all calls stand still.
 _OBJECTS = 100_000
 
 
