@@ -261,10 +261,10 @@ def _declared(routes: Sequence[pb.Route]) -> list[model.NewRoute]:
     declared = []
     indexes: dict[str, int] = {}
     for index, route in enumerate(routes):
-        path = f"routes[{index}]"
-        declared.append(messages.new_route(path, uuid7_text(), route.name, messages.spec_of(route)))
-        if indexes.setdefault(route.name, index) != index:
-            raise BadRequestError.of(f"{path}.name", f"is that of routes[{indexes[route.name]}] too")
+        path, name = f"routes[{index}]", route.name
+        declared.append(messages.new_route(path, uuid7_text(), name, messages.spec_of(route)))
+        if indexes.setdefault(name, index) != index:
+            raise BadRequestError.of(f"{path}.name", f"is that of routes[{indexes[name]}] too")
     return declared
 
 

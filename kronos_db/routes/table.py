@@ -31,7 +31,7 @@ _POLL = 1.0
 # Seconds that a write waits at most until the table was made; and then, as a share of what that took here, and in
 # seconds at least and at most, so that the other processes, which do the same at the same time, are ready too.
 _PATIENCE = 2.0
-_FOR_OTHERS, _LEAST_FOR_OTHERS, _MOST_FOR_OTHERS = 0.1, 0.005, 0.25
+_FOR_OTHERS, _LEAST_FOR_OTHERS, _MOST_FOR_OTHERS = 0.05, 0.005, 0.25
 # For so many seconds routes are put in; then other threads get the interpreter.
 _AT_A_TIME, _BREATH = 0.001, 0.0001
 
