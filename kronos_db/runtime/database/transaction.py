@@ -45,8 +45,10 @@ class Transaction:
     def note_found(self, found: FoundChanges) -> None:
         """Note the changes that a query finds at the end of the transaction, beside those noted one by one.
 
-        They cost a third of those: they are not read, and not sent back. A transaction has one such query.
+        They cost a third of those, since nothing of them passes through Python. A transaction has one such query.
         """
+        if self._found is not None:
+            raise AssertionError("a transaction notes what one query finds")
         self._found = found
 
     @property
