@@ -18,9 +18,9 @@ from kronos_db.runtime.workers import Gatherer
 
 Reply = TypeVar("Reply")
 
-# Calls with more messages than this are written alone: together they would hold each other up. Of one transaction there
-# must be fewer than 2^16.
-_MOST_TOGETHER = 64
+# Calls with more messages, or more bytes of payload, than this are written alone: together they would hold each other
+# up, and be one huge statement. Of one transaction there must be fewer than 2^16 messages.
+_MOST_TOGETHER, _MOST_BYTES_TOGETHER = 128, 256 * 1024
 _RETRY_AFTER = 1.0
 
 
@@ -49,9 +49,9 @@ class Enqueuing:
         Raises BacklogFullError or MessageExistsError.
         """
         call = _Enqueue(queue, messages, mutation)
-        if len(messages) > _MOST_TOGETHER or mutation.validate_only:
-            return cast("Reply", self._enqueue_alone(call))
-        return cast("Reply", self._enqueues.get(call))
+        if _is_small(messages) and not mutation.validate_only:
+            return cast("Reply", self._enqueues.get(call))
+        return cast("Reply", self._enqueue_alone(call))
 
     def _enqueue_alone(self, call: _Enqueue) -> Any:
         try:
@@ -138,6 +138,11 @@ class Enqueuing:
         if place is None:
             return ConflictError("the message in the way was removed in between", retry_after=0.1)
         return MessageExistsError(place - 1)
+
+
+def _is_small(messages: Sequence[NewMessage]) -> bool:
+    within = len(messages) <= _MOST_TOGETHER
+    return within and sum(len(message.payload) for message in messages) <= _MOST_BYTES_TOGETHER
 
 
 def _columns(new: Sequence[tuple[str, NewMessage]]) -> dict[str, Any]:

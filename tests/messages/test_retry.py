@@ -225,6 +225,21 @@ def test_enqueues_that_come_together_share_transactions(serving: Serving, messag
     assert [by_id[message_id] for message_id in ids] == [f"{n}".encode() for n in range(48)]
 
 
+@pytest.mark.parametrize(("count", "size", "shared"), [(100, 100, True), (129, 1, False), (2, 140_000, False)])
+def test_large_enqueues_have_transactions_of_their_own(
+    serving: Serving, messages: MessagesServiceStub, count: int, size: int, shared: bool
+) -> None:
+    queue = create(messages)
+    batch = [pb.Message(payload=b"x" * size)] * count
+    request = pb.EnqueueMessagesRequest(queue=queue, messages=batch)
+
+    for future in at_once([partial(messages.EnqueueMessages, request) for _ in range(16)]):
+        assert len(future.result().results) == count
+
+    assert stored(serving, queue) == 16 * count
+    assert (transactions(serving, queue) < 16) is shared
+
+
 def test_what_is_wrong_with_one_is_its_own(serving: Serving, messages: MessagesServiceStub) -> None:
     queue, full = create(messages), create(messages, max_backlog=1)
     taken = str(uuid4())
