@@ -18,7 +18,8 @@ from benchmarks.stand import IN_FLIGHT, Row, Stand, at_least, at_most, beside, e
 from kronos_db.routes.matcher import Matcher
 from kronos_db.routes.model import Route
 
-_ROUNDS = 3
+_ROUNDS = 5
+# Of loads with and without a change of the table.
 _CHANGES = 7
 _SECONDS = 4.0
 _ROUTES = 1_000
