@@ -17,7 +17,8 @@ LIMIT = 120.0  # seconds
 
 def ran(command: list[str], folder: Path, **settings: str) -> str:
     """Run a program that must succeed; return what it printed."""
-    environ = {**os.environ, **settings}
+    # What the shell adds to the path is not in the place.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | settings
     done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False, timeout=LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
