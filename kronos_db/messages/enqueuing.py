@@ -12,7 +12,7 @@ from kronos_db.messages.model import BacklogFullError, MessageExistsError, NewMe
 from kronos_db.messages.store import MessagesStore, as_array
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 from kronos_db.runtime.errors import ConflictError
 from kronos_db.runtime.workers import Gatherer
 
@@ -93,7 +93,7 @@ class Enqueuing:
         to_ask = self._backlogs.to_ask(wanted)
         if not to_ask:
             return
-        counts = self._backlogs.learn(tx.fetch_all(self._queries["backlogs"], {"bins": to_ask}, _row))
+        counts = self._backlogs.learn(tx.fetch_all(self._queries["backlogs"], {"bins": to_ask}, as_row))
         for queue, count in wanted.items():
             if counts.get(queue.bin, 0) + count > queue.max_backlog:
                 raise BacklogFullError(metadata={"limit": str(queue.max_backlog)}, retry_after=_RETRY_AFTER)
@@ -115,11 +115,11 @@ class Enqueuing:
             "ids": [message.id for message in first.values()],
             "spans": [message.deduplication_window for message in first.values()],
         }
-        new = set(tx.fetch_all(self._queries["remember"], params, _row))
+        new = set(tx.fetch_all(self._queries["remember"], params, as_row))
         old = [lane for lane in first if lane not in new]
         if old:
             params = {"bins": [bin_id for bin_id, _ in old], "keys": [key for _, key in old]}
-            known = {(row[0], row[1]): row[2] for row in tx.fetch_all(self._queries["remembered"], params, _row)}
+            known = {(row[0], row[1]): row[2] for row in tx.fetch_all(self._queries["remembered"], params, as_row)}
             if len(known) < len(old):
                 raise ConflictError("a deduplication key was removed in between", retry_after=0.1)
             stands_for = {first[lane].id: known[lane] for lane in old}
@@ -165,7 +165,3 @@ def _columns(new: Sequence[tuple[str, NewMessage]]) -> dict[str, Any]:
 
 def _unless_empty(values: Sequence[Any]) -> list[Any]:
     return list(values) if values.count(None) < len(values) else []
-
-
-def _row(*columns: Any) -> tuple[Any, ...]:
-    return columns

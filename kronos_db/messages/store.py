@@ -26,7 +26,7 @@ from kronos_db.messages.model import (
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 from kronos_db.runtime.workers import Gatherer
 
 QUERIES = Path(__file__).with_name("queries.sql")
@@ -97,7 +97,7 @@ class MessagesStore:
             return []
         if isinstance(reply, LeasedEarlier):
             params = {"bin": queue.bin, "ids": as_array(reply.ids), "token": reply.token}
-            return _as_leased(self.database.fetch_all(self.queries["leased_under"], params, _row))
+            return _as_leased(self.database.fetch_all(self.queries["leased_under"], params, as_row))
         return reply
 
     def revive(self, queue: Queue) -> int:
@@ -108,7 +108,7 @@ class MessagesStore:
             "max_attempts": queue.max_attempts,
             "limit": _MOST_REVIVED,
         }
-        count, moment = self.database.fetch_all(self.queries["revive"], params, _row)[0]
+        count, moment = self.database.fetch_all(self.queries["revive"], params, as_row)[0]
         if count < _MOST_REVIVED:
             self.low_water.revived_until(queue.bin, moment)
         return int(count)
@@ -152,7 +152,7 @@ class MessagesStore:
         def work(tx: Transaction) -> list[int]:
             self.lock_lanes_of(tx, queue, ids)
             params = {"bin": queue.bin, "ids": as_array(ids)}
-            rows = tx.fetch_all(self.queries["cancel"], params, _row)
+            rows = tx.fetch_all(self.queries["cancel"], params, as_row)
             self.promote(tx, [(queue.bin, key, number) for _, _, key, number in rows if key is not None])
             return [outcome for _, outcome, _, _ in sorted(rows)]
 
@@ -212,7 +212,7 @@ class MessagesStore:
             "seconds": wish.seconds,
             "token": token,
         }
-        rows = tx.fetch_all(self.queries["lease"], params, _row)
+        rows = tx.fetch_all(self.queries["lease"], params, as_row)
         return _as_leased(rows), rows[0][-1] if rows else 0
 
     def _look(self, queue: Queue, xid: int) -> None:
@@ -221,7 +221,7 @@ class MessagesStore:
         if look is None:
             return
         params = {"bin": queue.bin, "ranks": RANKS_ARRAY, "lows": as_array(map(str, look.lows))}
-        rows = self.database.fetch_all(self.queries["lowest"], params, _row)
+        rows = self.database.fetch_all(self.queries["lowest"], params, as_row)
         first = {rank: place for rank, place, _ in rows}
         self.low_water.looked(look, [first[rank] for rank in RANKS], rows[0][2], xid << 16)
 
@@ -250,11 +250,11 @@ class MessagesStore:
         }
         if any(queue.ordered for queue, _ in asked):
             tx.execute(self.queries["lock_lanes_of"], {"bins": params["bins"], "ids": params["ids"]})
-            rows = tx.fetch_all(self.queries["ack_in_order"], params, _row)
+            rows = tx.fetch_all(self.queries["ack_in_order"], params, as_row)
             self.promote(tx, [(row[2], row[3], row[4]) for row in rows if row[3] is not None])
             missed = {row[0]: row[1] for row in rows if row[0] is not None}
         else:
-            missed = dict(tx.fetch_all(self.queries["ack"], params, _row))
+            missed = dict(tx.fetch_all(self.queries["ack"], params, as_row))
         outcomes = [missed.get(place, int(Outcome.OK)) for place in range(1, len(items) + 1)]
         return _shared_out(outcomes, [len(receipts) for _, receipts in asked])
 
@@ -273,7 +273,7 @@ class MessagesStore:
             "reasons": [each.reason for each in returns],
             "rejected": [each.rejected for each in returns],
         }
-        rows = tx.fetch_all(self.queries["nack"], params, _row)
+        rows = tx.fetch_all(self.queries["nack"], params, as_row)
         self.promote(tx, [(row[2], row[3], row[4]) for row in rows if row[3] is not None])
         missed = {row[0]: row[1] for row in rows if row[0] is not None}
         return [missed.get(place, int(Outcome.OK)) for place in range(1, len(returns) + 1)]
@@ -285,7 +285,7 @@ class MessagesStore:
             "tokens": as_array(receipt.token for receipt in receipts),
             "seconds": seconds,
         }
-        rows = sorted(tx.fetch_all(self.queries["extend"], params, _row), key=itemgetter(0))
+        rows = sorted(tx.fetch_all(self.queries["extend"], params, as_row), key=itemgetter(0))
         missed = {place: outcome for place, outcome, _ in rows[1:]}
         return Extended([missed.get(place, int(Outcome.OK)) for place in range(1, len(receipts) + 1)], rows[0][2])
 
@@ -298,10 +298,6 @@ def as_message(columns: Sequence[Any]) -> Message:
 def _as_leased(rows: list[tuple[Any, ...]]) -> list[Leased]:
     rows.sort(key=itemgetter(0, 1))
     return [Leased(Message(*row[4:13]), row[2], row[3]) for row in rows]
-
-
-def _row(*columns: Any) -> tuple[Any, ...]:
-    return columns
 
 
 def as_array(values: Iterable[str]) -> str:

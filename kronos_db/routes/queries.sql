@@ -173,7 +173,8 @@ SELECT min(name) FROM users HAVING count(*) > 0;
 
 -- name: table_since
 -- What changed since a version of the table: its version now, whether what was removed since is remembered, and then
--- routes (kind 0), quotas (1) and what was removed (2). One row at least.
+-- routes (kind 0), quotas (1) and what was removed (2). Specs and rules are text: psycopg's way to read JSON is longer. One
+-- row at least.
 SELECT t.version, t.forgotten <= %(since)s::bigint, c.kind, c.id, c.name, c.spec, c.version, c.create_time,
     c.update_time, c.quota_kind, c.keys, c.shadow, c.failure, c.generation
 FROM routes.route_table AS t

@@ -35,7 +35,7 @@ from kronos_db.runtime.database import changes
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 from kronos_db.runtime.errors import FieldViolation
 
 QUERIES = Path(__file__).with_name("queries.sql")
@@ -133,7 +133,7 @@ class RoutesStore:
             names = orjson.dumps([route.name for route in routes]).decode()
             gone = tx.fetch_all(self._queries["delete_routes_but"], {"names": names}, Route)
             self._note_removed(tx, ROUTE, [route.id for route in gone], version)
-            created, updated = tx.fetch_all(self._queries["apply_routes"], _all_columns(routes, version), _row)[0]
+            created, updated = tx.fetch_all(self._queries["apply_routes"], _all_columns(routes, version), as_row)[0]
             written = bool(created or updated)
             # The table is one copy, and one change makes it old.
             for index, route in enumerate(gone):
@@ -225,7 +225,7 @@ class RoutesStore:
 
     def table_since(self, version: int) -> TableChange:
         """Return what changed in the table since `version`, 0 for all of it."""
-        rows = self._database.fetch_all(self._queries["table_since"], {"since": version}, _row)
+        rows = self._database.fetch_all(self._queries["table_since"], {"since": version}, as_row)
         if not rows[0][1] and version:
             return self.table_since(0)
         return TableChange(
@@ -295,10 +295,6 @@ class RoutesStore:
         if ids:
             params = {"kind": kind, "ids": list(ids), "table_version": version}
             tx.execute(self._queries["note_removed"], params)
-
-
-def _row(*columns: Any) -> tuple[Any, ...]:
-    return columns
 
 
 def _route(row: Sequence[Any]) -> Route:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kronos_db import schemas
@@ -21,6 +22,8 @@ from tests.parts.pgbouncer import PgBouncer
 from tests.parts.serving import make_secrets
 
 LIMIT = 20.0  # seconds that a test waits for anything
+# Straight, and through which pgBouncer, with prepared statements or without.
+WAYS = {"direct": None, "pgbouncer_118": False, "pgbouncer_124": True}
 
 
 @contextmanager
@@ -45,6 +48,13 @@ def settings_of(folder: Path, dsn: str, way: PgBouncer | None = None, **changes:
         through = way.dsn(str(parts["user"]), str(parts["password"]), str(parts["dbname"]))
     secrets = make_secrets(folder, {})
     return Settings.model_validate({"postgres_dsn": through, "postgres_direct_dsn": dsn, **secrets, **changes})
+
+
+def settings_by(name: str, request: pytest.FixtureRequest, folder: Path, dsn: str, **changes: Any) -> Settings:
+    """Return settings to serve `dsn` by one of WAYS."""
+    prepared = WAYS[name]
+    way = None if prepared is None else request.getfixturevalue(name)
+    return settings_of(folder, dsn, way, prepared_statements=prepared is not False, **changes)
 
 
 def redirected(dsn: str, address: tuple[str, int]) -> str:

@@ -22,13 +22,12 @@ from kronos_db.routes.quotas import DAY, Rule, Subject
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.errors import UnavailableError
 from kronos_db.runtime.redis import RedisServer
-from tests.parts.domain import new_database, opened, settings_of
+from tests.parts.domain import WAYS, new_database, opened, settings_by, settings_of
 from tests.parts.eventually import eventually
 from tests.parts.redis_nodes import RedisCluster
 from tests.routes.population import stored_quota
 
 HOUR_US = 3_600_000_000
-WAYS = {"direct": None, "pgbouncer_118": False, "pgbouncer_124": True}
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +73,7 @@ def databases(
 
     def through(name: str) -> Database:
         if name not in made:
-            way = request.getfixturevalue(name)
-            settings = settings_of(tmp_path_factory.mktemp(name), dsn, way, prepared_statements=WAYS[name] is not False)
+            settings = settings_by(name, request, tmp_path_factory.mktemp(name), dsn)
             made[name] = schemas.open_database(settings, "routes")
         return made[name]
 

@@ -28,10 +28,8 @@ from kronos_db.routes.store import RoutesStore
 from kronos_db.runtime.database.changes import Position
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.identifiers import uuid7_text
-from tests.parts.domain import mutation, new_database, opened, settings_of
+from tests.parts.domain import WAYS, mutation, new_database, opened, settings_by
 from tests.routes.population import unique
-
-WAYS = {"direct": None, "pgbouncer_118": False, "pgbouncer_124": True}
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +42,8 @@ def admin_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
 def database(
     request: pytest.FixtureRequest, admin_dsn: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database]:
-    prepared = WAYS[request.param]
-    way = None if prepared is None else request.getfixturevalue(request.param)
-    settings = settings_of(
-        tmp_path_factory.mktemp(request.param), admin_dsn, way, prepared_statements=prepared is not False
-    )
-    with opened(settings, "routes") as made:
+    folder = tmp_path_factory.mktemp(request.param)
+    with opened(settings_by(request.param, request, folder, admin_dsn), "routes") as made:
         yield made
 
 

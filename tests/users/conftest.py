@@ -11,9 +11,7 @@ import pytest
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.runtime.database.database import Database
 from kronos_db.users.store import UsersStore
-from tests.parts.domain import new_database, opened, settings_of
-
-WAYS = {"direct": None, "pgbouncer_118": False, "pgbouncer_124": True}
+from tests.parts.domain import WAYS, new_database, opened, settings_by
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +24,8 @@ def admin_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
 def users_database(
     request: pytest.FixtureRequest, admin_dsn: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database]:
-    prepared = WAYS[request.param]
-    way = None if prepared is None else request.getfixturevalue(request.param)
     folder = tmp_path_factory.mktemp(request.param)
-    settings = settings_of(folder, admin_dsn, way, prepared_statements=prepared is not False, pool_max_size=3)
-    with opened(settings) as database:
+    with opened(settings_by(request.param, request, folder, admin_dsn, pool_max_size=3)) as database:
         yield database
 
 

@@ -102,6 +102,11 @@ class Transaction:
         return cursor
 
 
+def as_row(*columns: Any) -> tuple[Any, ...]:
+    """Return the columns of a row as they are: what `fetch_all` makes of it where nothing has to be made."""
+    return columns
+
+
 def set_limit(connection: Connection, limit: str) -> None:
     """Limit the statements of the transaction that is begun, or is sent together with this."""
     connection.execute(_SET_LIMIT, {"limit": limit}, binary=True)
