@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,8 @@ def limiters(own_cluster: RedisCluster, routes: Database) -> Iterator[list[Limit
     yield [Limiter(server, Counters(routes)) for server in servers]
     for server in servers:
         server.close()
+    # What redis-py left to the collector is not another test's.
+    gc.collect()
 
 
 def rule(limit: int, failure: Failure = Failure.REFUSE, kind: Kind = Kind.RATE) -> Rule:
@@ -165,6 +168,9 @@ def test_exactly_the_smaller_of_two_quotas_on_two_nodes_passes(redis_cluster: Re
         server.close()
 
 
+# A node that one thread is sent to while another asks who has which slots is known twice to redis-py: it forgets one,
+# with its connections, which end when they are collected.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_no_use_is_forgotten_while_slots_move_to_a_new_node(own_cluster: RedisCluster, limiters: list[Limiter]) -> None:
     """Two quotas in two rooms, from two processes; the room of one moves to a node that nobody has heard of."""
     first, last = own_cluster.primaries[0], own_cluster.primaries[2]
