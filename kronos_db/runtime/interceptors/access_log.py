@@ -18,6 +18,7 @@ from kronos_db.runtime.ops.logs import LineMaker, info_line
 REQUEST_ID_HEADER = "x-request-id"
 # What a caller may name its call: enough for UUIDs and trace ids, nothing that could forge a log line.
 _ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_FIELDS = ("code", "caller", "request_id", "ms")
 # Codes that are the server's fault, as OpenTelemetry's conventions for gRPC have it.
 _FAILED = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
@@ -52,16 +53,19 @@ class AccessLog:
 
     def end(self, method: Method) -> End:
         """Log the outcome: never a message, never a detail of an error."""
-        log = self._line("call", method=method.path)
+        log = self._line("call", _FIELDS, method=method.path)
+        log_traced = self._line("call", (*_FIELDS, "trace_id", "span_id"), method=method.path)
 
         def end(call: Call, _error: BaseException | None) -> None:
             tracing.current.set(None)
-            milliseconds = round((time.perf_counter() - call.started) * 1000, 3)
-            fields = {"code": call.code, "caller": call.caller, "request_id": call.request_id, "ms": milliseconds}
-            if call.trace is not None:
-                fields |= {"trace_id": call.trace.trace_id, "span_id": call.trace.span_id}
-                _end(call)
-            log(**fields)
+            # To the microsecond.
+            milliseconds = int((time.perf_counter() - call.started) * 1e6) / 1000
+            if call.trace is None:
+                log(call.code, call.caller, call.request_id, milliseconds)
+                return
+            trace = call.trace
+            _end(call)
+            log_traced(call.code, call.caller, call.request_id, milliseconds, trace.trace_id, trace.span_id)
 
         return end
 

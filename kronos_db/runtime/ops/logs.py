@@ -11,9 +11,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from json.encoder import encode_basestring_ascii as encode_text
 from typing import Any, Literal, TypeAlias
 
@@ -25,7 +24,7 @@ from kronos_db.runtime.ops.output import Output
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["json", "console"]
-# Takes a message and its fixed fields, and gives what logs it with further fields.
+# Takes a message, the names of fields, and fixed fields, and gives what logs it with values for the names.
 LineMaker: TypeAlias = Callable[..., Callable[..., None]]
 
 _output = Output()
@@ -119,32 +118,35 @@ class _Lines:
 _ENCODERS: Mapping[type, Callable[[Any], str]] = {str: encode_text, float: float.__repr__, int: int.__repr__}
 
 
-def info_line(message: str, **fixed: str) -> Callable[..., None]:
-    """Return a function that logs `message` at level info with the fixed fields and those that it is called with.
+def info_line(message: str, names: Sequence[str], **fixed: str) -> Callable[..., None]:
+    """Return a function that logs `message` at level info with the fixed fields and the values of `names`, in order.
 
-    The same line as structlog makes, in a third of the time: for what is logged with every call.
+    The same line as structlog makes, at a tenth of what that costs a call: for what is logged with every one.
     """
     if not _as_json:
-        return partial(structlog.get_logger().bind(**fixed).info, message)
+        bound = structlog.get_logger().bind(**fixed)
+        return lambda *values: bound.info(message, **dict(zip(names, values, strict=True)))
     head = _encode({"level": "info", "msg": message, **fixed})[1:-1]
+    keys = [f"{encode_text(name)}:" for name in names]
     clock = _Clock()
 
-    def log(**fields: object) -> None:
-        body = ",".join([f'"{name}":{_ENCODERS.get(type(value), _encode)(value)}' for name, value in fields.items()])
-        _output.add(f'{{"time":"{clock.now()}",{head},{body}}}'.encode())
+    def make(moment: int, *values: object) -> bytes:
+        pairs = zip(keys, values, strict=True)
+        body = ",".join([key + _ENCODERS.get(type(value), _encode)(value) for key, value in pairs])
+        return f'{{"time":"{clock.text(moment)}",{head},{body}}}'.encode()
 
-    return log
+    return lambda *values: _output.add_later(make, time.time_ns(), *values)
 
 
 class _Clock:
-    """Tells the time as RFC 3339 writes it, with microseconds; what is the same all second is made once."""
+    """Writes times as RFC 3339 does, with microseconds; what is the same all second is made once."""
 
     def __init__(self) -> None:
         self._second = (-1, "")
 
-    def now(self) -> str:
-        """Return the time in UTC."""
-        second, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    def text(self, moment: int) -> str:
+        """Return a moment, in nanoseconds of the Unix epoch, in UTC."""
+        second, micros = divmod(moment // 1000, 1_000_000)
         known, text = self._second
         if known != second:
             text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 # Seconds between two writes. Each write lets go of the interpreter lock; one for each line would cost a call more than
@@ -21,7 +22,8 @@ class Output:
     """Lines on their way to standard output. `add` never blocks and never raises."""
 
     def __init__(self) -> None:
-        self._lines: deque[bytes] = deque(maxlen=_MOST_LINES)
+        # What is still to be made of values waits as what makes it, and these.
+        self._lines: deque[bytes | tuple[Callable[..., bytes], tuple[object, ...]]] = deque(maxlen=_MOST_LINES)
         self._writing = threading.Lock()
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -36,12 +38,19 @@ class Output:
         elif self._thread is None:
             self._begin()
 
+    def add_later(self, make: Callable[..., bytes], *values: object) -> None:
+        """Write what `make`, which must not raise, makes of `values`: many made at once cost half of what each does."""
+        self._lines.append((make, values))
+        if self._thread is None:
+            self._begin()
+
     def flush(self) -> None:
         """Write what is there."""
         # When nobody reads any more the work goes on without.
         with self._writing, suppress(OSError, ValueError):
-            lines = [self._lines.popleft() for _ in range(len(self._lines))]
-            if lines:
+            found = [self._lines.popleft() for _ in range(len(self._lines))]
+            if found:
+                lines = [line if isinstance(line, bytes) else line[0](*line[1]) for line in found]
                 sys.stdout.buffer.write(b"\n".join((*lines, b"")))
                 sys.stdout.buffer.flush()
 

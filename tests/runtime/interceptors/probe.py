@@ -295,9 +295,9 @@ class ProbeServer:
         hashes = {hash_token(token, self.masters): caller for caller, token in self.tokens.items()}
         return Policy(hashes, {}, {"friend": paths, "stranger": frozenset({f"{SERVICE}/Burn"})})
 
-    def _line(self, message: str, **fixed: str) -> Callable[..., None]:
-        def log(**fields: Any) -> None:
-            self.lines.append({"event": message, **fixed, **fields})
+    def _line(self, message: str, names: Sequence[str], **fixed: str) -> Callable[..., None]:
+        def log(*values: object) -> None:
+            self.lines.append({"event": message, **fixed, **dict(zip(names, values, strict=True))})
             if fixed["method"].startswith(SERVICE):
                 self._logged.append(fixed["method"])
 

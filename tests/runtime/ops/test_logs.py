@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 SETUP = """
@@ -95,6 +95,32 @@ log.warning("d")
         assert (line["trace_id"], line["span_id"]) == ("t1", "s1")
     assert [first["request_id"], second["request_id"], third["request_id"]] == ["r1", "r1", "r2"]
     assert not {"request_id", "trace_id", "span_id"} & set(fourth)
+
+
+CALLS = """
+from kronos_db.runtime.ops.logs import info_line
+line = info_line('call', ('code', 'ms', 'caller'), method='/a/B')
+log.info('before', n=1)
+line('OK', 1.5, 'caf\\xe9 "x"\\n')
+log.error('behind')
+log.info('call', method='/a/B', code='OK', ms=1.5, caller='caf\\xe9 "x"\\n')
+"""
+
+
+def test_a_line_that_is_made_later_is_the_same_and_in_its_place() -> None:
+    before, text, after = datetime.now(UTC), run(CALLS), datetime.now(UTC)
+    written = [line.partition(",")[2] for line in text.splitlines()]
+    assert written[1] == written[3]
+    told = [json.loads(line) for line in text.splitlines()]
+    assert [line["msg"] for line in told] == ["before", "call", "behind", "call"]
+    times = [datetime.fromisoformat(line["time"]) for line in told]
+    assert [before, *times, after] == sorted([before, *times, after])
+
+
+def test_for_people_it_is_the_same_too() -> None:
+    written = [line.partition("[")[2] for line in run(CALLS, format="console").splitlines()]
+    assert written[1] == written[3]
+    assert "code=OK" in written[1]
 
 
 def test_lines_for_people() -> None:
