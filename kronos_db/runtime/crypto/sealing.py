@@ -30,13 +30,17 @@ PADDED_TO = 32
 REMEMBERED = 16_384
 
 _MARK = "k1"
+_SEAL = Purpose.SEAL
 _VERSION = b"\x01"
 _KEY_ID_END = 17
 _INDEX_SIZE = 32
 _INDEX_TEXT_SIZE = 43
-# The URL-safe alphabet in terms of the standard one, whose own two characters become foreign; and what fills up a text.
-_TO_STANDARD = bytes.maketrans(b"-_+/", b"+/!!")
+# The URL-safe alphabet in terms of the standard one, whose own characters become foreign; and what fills up a text.
+_TO_STANDARD = bytes.maketrans(b"-_+/=", b"+/!!!")
 _PADDED = (b"", b"!", b"==", b"=")
+# What a text may end in, by how many characters stand in its last four: the decoder skips spare bits, and one value has
+# one text.
+_ENDS = ("", "", "AQgw", "AEIMQUYcgkosw048")
 # What fills up a value with so many bytes in its last block: one at least, so that there is always an end to find.
 _PADDINGS = tuple(b"\x80" + bytes(PADDED_TO - 1 - length) for length in range(PADDED_TO))
 _UUID_TEXT_SIZE = (36).to_bytes(4, "big")
@@ -137,7 +141,7 @@ class Sealer:
         if len(head) < _KEY_ID_END or not head.startswith(_VERSION):
             raise _NotOpenedError("it is too short or of an unknown version")
         key = self._ring.key(head[1:])
-        if key is None or key.purpose is not Purpose.SEAL:
+        if key is None or key.purpose is not _SEAL:
             raise _NotOpenedError(f"there is no data key {head[1:].hex()}")
         try:
             padded = key.cipher.open(box[_KEY_ID_END:], _associated_data(head, field, record_id, index))
@@ -193,13 +197,12 @@ def _encode(value: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
+    rest = len(text) % 4
     try:
-        value = binascii.a2b_base64(text.encode().translate(_TO_STANDARD) + _PADDED[len(text) % 4], strict_mode=True)
+        value = binascii.a2b_base64(text.encode().translate(_TO_STANDARD) + _PADDED[rest], strict_mode=True)
     except ValueError:
         raise _NotOpenedError("it is not base64url") from None
-    # The decoder skips the spare bits of the last character: one value has one text.
-    rest = len(value) % 3
-    if rest and _encode(value[-rest:])[-1] != text[-1]:
+    if rest and text[-1] not in _ENDS[rest]:
         raise _NotOpenedError("it is not base64url")
     return value
 

@@ -158,6 +158,19 @@ def test_says_in_the_log_why_a_value_does_not_open(sealer: Sealer, value: str, w
     assert RECORD in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["A", "AA", "AAA", "AAAA", "AAAAA", "AAAAAA", "AAAAAAA"])
+def test_one_value_has_one_text(sealer: Sealer, text: str) -> None:
+    """Also where the last character has bits to spare."""
+    for last in BASE64URL:
+        written = text[:-1] + last
+        canonical = (
+            len(written) % 4 != 1
+            and base64.urlsafe_b64encode(base64.urlsafe_b64decode(written + "==")).decode().rstrip("=") == written
+        )
+        with pytest.raises(SealBrokenError, match="unknown version" if canonical else "not base64url"):
+            sealer.open_text(f"k1.{written}", FIELD, RECORD)
+
+
 def test_the_answer_names_the_field_alone(sealer: Sealer) -> None:
     sealed = sealer.seal_text("ann@example.org", FIELD, RECORD)
     with pytest.raises(SealBrokenError) as caught:
