@@ -58,6 +58,16 @@ def fill(settings: Settings, users: int) -> list[str]:
     return random.sample(ids, len(ids))
 
 
+def keys_of_users(settings: Settings) -> KeyRing:
+    """Return the keys under which the rows are sealed."""
+    assert settings.master_key_file is not None
+    database = open_database(settings, "users")
+    try:
+        return KeyRing("users", FileMasterKeys(settings.master_key_file), DataKeys(database))
+    finally:
+        database.pool.close()
+
+
 def _wait(connection: psycopg.Connection, fillers: Sequence[subprocess.Popen[bytes]], users: int) -> None:
     """Show how far it is until all `fillers` are done; fail when one of them does."""
     give_up = time.monotonic() + _LIMIT
@@ -76,7 +86,7 @@ def main() -> None:
     """Copy the users with the numbers that the arguments say."""
     numbers = range(*map(int, sys.argv[1:]))
     settings = load()
-    sealer = _sealer(settings)
+    sealer = Sealer(keys_of_users(settings))
     now = datetime.now(UTC)
     with (
         psycopg.connect(_dsn(settings)) as connection,
@@ -98,15 +108,6 @@ def _row(sealer: Sealer, number: int, now: datetime) -> tuple[object, ...]:
     email = sealer.seal_text(f"{username}@example.org", "kronos.users.v1.User.email", user_id, _EMAIL)
     phone = sealer.seal_text(f"+1555{number:07}", "kronos.users.v1.User.phone", user_id, _PHONE)
     return (user_id, username, username, email, phone, "", "{}", 1, now, now)
-
-
-def _sealer(settings: Settings) -> Sealer:
-    assert settings.master_key_file is not None
-    database = open_database(settings, "users")
-    try:
-        return Sealer(KeyRing("users", FileMasterKeys(settings.master_key_file), DataKeys(database)))
-    finally:
-        database.pool.close()
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ calls grow dearer because there is another one, through locks, caches or connect
 
 from __future__ import annotations
 
+import json
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from kronos.users.v1 import users_pb2 as pb
 
-from benchmarks.fill import fill
+from benchmarks.fill import fill, keys_of_users
 from benchmarks.load import Outcome
 from benchmarks.sequelize import NotInstalledError, express, install
 from benchmarks.stand import (
@@ -52,6 +54,8 @@ def rows() -> Iterator[Row]:
     with stand(_PROCESSES) as two, two.joined_by(1) as one:
         ids = fill(two.settings, _USERS)
         with echo(two.settings.worker_threads, _answer_bytes(two, ids[0]), _PROCESSES) as floor, _rival(two) as rival:
+            if rival:
+                _same_answer(two, rival, ids[0])
             yield from _hot(two, one, floor, rival, ids[:_HOT])
             yield from _cold(two, floor, rival, ids[_HOT:])
 
@@ -143,8 +147,23 @@ def _rival(on: Stand) -> Iterator[str | None]:
         return
     dsn = on.settings.domain_direct_dsn("users")
     assert dsn is not None
-    with express(dsn, _PROCESSES, on.settings.pool_max_size) as running:
+    key = keys_of_users(on.settings).seal_key()
+    with express(dsn, key, _PROCESSES, on.settings.pool_max_size) as running:
         yield running
+
+
+def _same_answer(on: Stand, rival: str, user_id: str) -> None:
+    """Fail when Express answers with another user, or one whose e-mail or phone is still sealed."""
+    user = on.users.GetUser(pb.GetUserRequest(id=user_id), metadata=on.metadata).user
+    with urllib.request.urlopen(f"http://{rival}/users/{user_id}", timeout=10) as answer:
+        found = json.load(answer)
+    if (found["id"], found["username"], found["email"], found["phone"]) != (
+        user.id,
+        user.username,
+        user.email,
+        user.phone,
+    ):
+        raise SystemExit("Express does not serve the same read")
 
 
 def _requests(ids: Sequence[str]) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks.ports import free_address
 from benchmarks.stand import program
+from kronos_db.runtime.crypto.keyring import DataKey
 
 FOLDER = Path(__file__).parent / "express"
 _INSTALL_SECONDS = 300.0
@@ -38,11 +40,15 @@ def install() -> None:
 
 
 @contextmanager
-def express(dsn: str, processes: int, connections: int) -> Iterator[str]:
-    """Serve the database of `dsn` with so many processes, each with so many connections; yield its address."""
+def express(dsn: str, key: DataKey, processes: int, connections: int) -> Iterator[str]:
+    """Serve the database of `dsn`, whose rows are sealed under `key`, with so many processes; yield its address.
+
+    Each process has so many connections.
+    """
     address = free_address()
     command = ["node", "server.mjs", address.rpartition(":")[2], str(processes), str(connections)]
     parts = conninfo_to_dict(dsn)
     database = {name: str(parts[part]) for part, name in _VARIABLES.items() if parts.get(part)}
-    with program(command, FOLDER, {**os.environ, **database, "NODE_ENV": "production"}):
+    keys = {"SEAL_KEYS": json.dumps({key.id_bytes.hex(): key.key.hex()})}
+    with program(command, FOLDER, {**os.environ, **database, **keys, "NODE_ENV": "production"}):
         yield address

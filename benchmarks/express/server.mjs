@@ -2,13 +2,15 @@
 //
 //   node server.mjs PORT PROCESSES CONNECTIONS
 //
-// PG* variables name the database; CONNECTIONS is the pool of each process. Says when all processes serve, and ends when
-// standard input closes. It does less than kronos-db: no caller is known or refused, nothing is counted or logged, and
-// e-mail and phone stay sealed, since it has no keys.
+// PG* variables name the database, SEAL_KEYS the keys of its e-mails and phones; CONNECTIONS is the pool of each process.
+// Says when all processes serve, and ends when standard input closes. It does less than kronos-db: no caller is known or
+// refused, and nothing is counted or logged.
 import cluster from "node:cluster";
 
 import express from "express";
 import { DataTypes, Sequelize } from "sequelize";
+
+import { opener } from "./sealed.mjs";
 
 const [port, processes, connections] = process.argv.slice(2).map(Number);
 const STATES = { 1: "ACTIVE", 2: "SUSPENDED" };
@@ -25,7 +27,8 @@ function start() {
 }
 
 function serve() {
-  const { PGDATABASE, PGUSER, PGPASSWORD, PGHOST, PGPORT } = process.env;
+  const { PGDATABASE, PGUSER, PGPASSWORD, PGHOST, PGPORT, SEAL_KEYS } = process.env;
+  const open = opener(JSON.parse(SEAL_KEYS));
   const sequelize = new Sequelize(PGDATABASE, PGUSER, PGPASSWORD, {
     dialect: "postgres",
     host: PGHOST,
@@ -61,8 +64,8 @@ function serve() {
     response.json({
       id: user.id,
       username: user.username,
-      email: user.email,
-      phone: user.phone,
+      email: open(user.email, "kronos.users.v1.User.email", user.id),
+      phone: open(user.phone, "kronos.users.v1.User.phone", user.id),
       displayName: user.display_name,
       attributes: user.attributes,
       state: user.delete_time ? "DELETED" : STATES[user.state],
