@@ -13,12 +13,15 @@ worker, only slower; a test tells. docs/decisions/0003-workers.md has the measur
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from greenlet import getcurrent, greenlet
 
-Job: TypeAlias = "tuple[Callable[..., Any], tuple[Any, ...], Completion]"
+# A function, its arguments, and what is told when it is done.
+Job: TypeAlias = "tuple[Callable[..., Any], Sequence[Any], Completion]"
+# One whose arguments are being made ready.
+_Received: TypeAlias = "tuple[Callable[..., Any], list[Any], Completion]"
 
 # Positions among what gRPC hands to the pool: (handle, rpc_event, state, behavior, receive, …).
 _EVENT = 1
@@ -94,31 +97,33 @@ class Reception:
         if not _is_as_expected(arguments):
             self._ready(_lane_among(arguments), job)
             return
+        ours = list(arguments)
         behavior = arguments[_BEHAVIOR]
         arrive = getattr(behavior, "arrive", None)
         if arrive is not None:
             # `function` runs what it is given in the context of the call, where a worker will find what was set.
             arrived: Arrived = function(arrive, arguments[_EVENT], arguments[_STATE])
-            arguments = _replaced(arguments, _BEHAVIOR, arrived)
+            ours[_BEHAVIOR] = arrived
             if arrived.refused:
-                function(*_replaced(arguments, _RECEIVE, lambda: _NO_REQUEST))
+                ours[_RECEIVE] = lambda: _NO_REQUEST
+                function(*ours)
                 completion.finish()
                 return
         arguments[_STATE].condition = Condition()
         receiver = self._idle.pop() if self._idle else _new_receiver()
-        receiver.switch(self, getattr(behavior, "lane", NO_LANE), (function, arguments, completion))
+        receiver.switch(self, getattr(behavior, "lane", NO_LANE), (function, ours, completion))
 
-    def came(self, receiver: _Receiver, lane: Lane, job: Job, request: Any) -> None:
+    def came(self, receiver: _Receiver, lane: Lane, job: _Received, request: Any) -> None:
         """Take the request of a call from a receiver, who is free again; None when the caller left."""
-        function, arguments, completion = job
         if request is not None:
-            self._ready(lane, (function, _with_request(arguments, request), completion))
+            job[1][_RECEIVE] = lambda: request
+            self._ready(lane, job)
         else:
             leave(job)
         self._idle.append(receiver)
 
 
-def _is_as_expected(arguments: tuple[Any, ...]) -> bool:
+def _is_as_expected(arguments: Sequence[Any]) -> bool:
     return (
         len(arguments) > _RECEIVE
         and isinstance(getattr(arguments[_STATE], "condition", None), threading.Condition)
@@ -126,17 +131,9 @@ def _is_as_expected(arguments: tuple[Any, ...]) -> bool:
     )
 
 
-def _lane_among(arguments: tuple[Any, ...]) -> Lane:
+def _lane_among(arguments: Sequence[Any]) -> Lane:
     lanes = (getattr(argument, "lane", None) for argument in arguments)
     return next((lane for lane in lanes if isinstance(lane, Lane)), NO_LANE)
-
-
-def _with_request(arguments: tuple[Any, ...], request: Any) -> tuple[Any, ...]:
-    return _replaced(arguments, _RECEIVE, lambda: request)
-
-
-def _replaced(arguments: tuple[Any, ...], position: int, value: Any) -> tuple[Any, ...]:
-    return (*arguments[:position], value, *arguments[position + 1 :])
 
 
 def leave(job: Job) -> None:

@@ -149,8 +149,7 @@ class Kind:
         if mark is not None:
             cost = now() - begun
             entries = {key: self._entry(item, mark, begun, cost) for key, item in loaded.items()}
-            for key, entry in entries.items():
-                self._memory.put(self._number, key, entry)
+            self._memory.put(self._number, entries)
             self._to_remote(entries, mark, soon=soon)
         return {key: item.value for key, item in loaded.items()}
 
@@ -173,10 +172,10 @@ class Kind:
             if kept.moment < self._board.since or left <= 0 or not self._board.is_current(own, kept.places, at):
                 continue
             until = at + left * _MILLI
-            self._memory.put(self._number, names[name], Entry(kept.value, own, kept.places, until, until, 0))
-            found[names[name]] = kept.value
+            found[names[name]] = Entry(kept.value, own, kept.places, until, until, 0)
+        self._memory.put(self._number, found)
         self.remote_hits += len(found)
-        return found
+        return {key: entry.value for key, entry in found.items()}
 
     def _to_remote(self, entries: Mapping[str, Entry], mark: Mark, *, soon: bool) -> None:
         if self._remote is None or self._remote.is_away:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kronos_db.runtime.cache.board import Mark
@@ -49,15 +50,17 @@ class Memory:
         self._shelves.append({})
         return len(self._shelves) - 1, self._shelves[-1]
 
-    def put(self, shelf: int, key: str, entry: Entry) -> None:
-        """Put a copy in its place; others give way to it. One that is larger than all the room is not kept."""
-        size = len(entry.value) + len(key) + _OVERHEAD
-        if size > self._limit:
-            return
+    def put(self, shelf: int, entries: Mapping[str, Entry]) -> None:
+        """Put copies in their place; others give way to them. One that is larger than all the room is not kept."""
+        order, kept, limit = self._order, self._shelves[shelf], self._limit
         with self._lock:
-            self.size += size - self._order.get((shelf, key), 0)
-            self._order[shelf, key] = size
-            self._shelves[shelf][key] = entry
+            for key, entry in entries.items():
+                size = len(entry.value) + len(key) + _OVERHEAD
+                if size > limit:
+                    continue
+                self.size += size - order.get((shelf, key), 0)
+                order[shelf, key] = size
+                kept[key] = entry
             self._evict()
 
     def __len__(self) -> int:

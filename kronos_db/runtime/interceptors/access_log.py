@@ -39,7 +39,7 @@ class AccessLog:
         path = method.path
 
         def begin(call: Call) -> None:
-            given = call.metadata.get(REQUEST_ID_HEADER, "")
+            given = call.metadata.get(REQUEST_ID_HEADER)
             accepted = isinstance(given, str) and _ACCEPTED.fullmatch(given)
             call.request_id = str(given) if accepted else uuid7_text()
             call.context.set_trailing_metadata(((REQUEST_ID_HEADER, call.request_id),))

@@ -36,7 +36,7 @@ def test_ten_times_as_much_does_not_make_it_larger() -> None:
     memory = Memory(100 * 1_000)
     number, shelf = memory.shelf()
     for key in range(1_000):
-        memory.put(number, f"{key:04}", entry(1_000 - _OVERHEAD - 4))
+        memory.put(number, {f"{key:04}": entry(1_000 - _OVERHEAD - 4)})
         assert memory.size == cost(shelf) <= 100_000
     assert len(memory) == len(shelf) == 100
     assert memory.evictions == 900
@@ -47,27 +47,35 @@ def test_what_was_asked_for_gets_a_second_chance_and_no_third() -> None:
     memory = Memory(3 * EACH)
     number, shelf = memory.shelf()
     for key in "abc":
-        memory.put(number, key, entry())
+        memory.put(number, {key: entry()})
     shelf["a"].used = True
-    memory.put(number, "d", entry())
+    memory.put(number, {"d": entry()})
     assert set(shelf) == {"a", "c", "d"}
-    memory.put(number, "e", entry())
+    memory.put(number, {"e": entry()})
     assert set(shelf) == {"a", "d", "e"}
-    memory.put(number, "f", entry())
+    memory.put(number, {"f": entry()})
     assert set(shelf) == {"d", "e", "f"} or set(shelf) == {"a", "e", "f"}
-    memory.put(number, "g", entry())
+    memory.put(number, {"g": entry()})
     assert "a" not in shelf
+
+
+def test_of_copies_that_come_together_the_last_ones_stay() -> None:
+    memory = Memory(3 * EACH)
+    number, shelf = memory.shelf()
+    memory.put(number, {key: entry() for key in "abcde"})
+    assert set(shelf) == {"c", "d", "e"}
+    assert memory.size == 3 * EACH
 
 
 def test_when_all_were_asked_for_the_oldest_gives_way() -> None:
     memory = Memory(3 * EACH)
     number, shelf = memory.shelf()
     for key in "abc":
-        memory.put(number, key, entry())
+        memory.put(number, {key: entry()})
         shelf[key].used = True
     new = entry()
     new.used = True
-    memory.put(number, "d", new)
+    memory.put(number, {"d": new})
     assert set(shelf) == {"b", "c", "d"}
 
 
@@ -75,8 +83,8 @@ def test_a_copy_takes_the_place_of_its_former_one() -> None:
     memory = Memory(10 * EACH)
     number, shelf = memory.shelf()
     for size in (0, 2_000, 3, 700):
-        memory.put(number, "a", entry(size))
-        memory.put(number, "b", entry())
+        memory.put(number, {"a": entry(size)})
+        memory.put(number, {"b": entry()})
         assert memory.size == cost(shelf) == 2 * EACH + size
         assert len(memory) == 2
     assert memory.evictions == 0
@@ -85,21 +93,21 @@ def test_a_copy_takes_the_place_of_its_former_one() -> None:
 def test_what_is_larger_than_all_the_room_is_not_kept() -> None:
     memory = Memory(5 * EACH)
     number, shelf = memory.shelf()
-    memory.put(number, "a", entry())
-    memory.put(number, "b", entry(4 * EACH + 1))
+    memory.put(number, {"a": entry()})
+    memory.put(number, {"b": entry(4 * EACH + 1)})
     assert (set(shelf), memory.size) == ({"a"}, EACH)
-    memory.put(number, "b", entry(4 * EACH))
+    memory.put(number, {"b": entry(4 * EACH)})
     assert (set(shelf), memory.size) == ({"b"}, 5 * EACH)
 
 
 def test_kinds_share_the_room_and_nothing_else() -> None:
     memory = Memory(4 * EACH)
     (one, users), (other, groups) = memory.shelf(), memory.shelf()
-    memory.put(one, "a", entry(1))
-    memory.put(other, "a", entry(2))
+    memory.put(one, {"a": entry(1)})
+    memory.put(other, {"a": entry(2)})
     assert (len(users["a"].value), len(groups["a"].value)) == (1, 2)
     for key in "bcdef":
-        memory.put(other, key, entry())
+        memory.put(other, {key: entry()})
     assert not users
     assert memory.size == cost(users, groups) <= 4 * EACH
 
@@ -119,7 +127,7 @@ def test_threads_lose_no_count() -> None:
                 found = shelf.get(key)
                 if found is not None:
                     found.used = True
-                memory.put(number, key, entry(chance.randrange(300)))
+                memory.put(number, {key: entry(chance.randrange(300))})
         except Exception as error:  # noqa: BLE001  # told below
             failed.append(error)
 
