@@ -75,7 +75,7 @@ def _chain(token: str, masters: FileMasterKeys, workers: Workers) -> Chain:
     table = ErrorTable(RUNTIME_ERRORS, VALIDATION_ERRORS)
     return Chain(
         {
-            "access_log": AccessLog(lambda *_, **__: lambda **_: None),
+            "access_log": AccessLog(lambda *_, **__: lambda *_: None),
             "metrics": Metrics(metrics),
             "errors": Errors(table),
             "audit_outcome": AuditOutcome({}, table),

@@ -172,8 +172,14 @@ class SentWithoutWaiting(Exception):  # noqa: N818  # says that all went well
     """A message was handed to gRPC, and its sender does not wait until the reader took it."""
 
 
-class Condition(threading.Condition):
+# The type of reentrant locks has no public name.
+_RLock: Any = type(threading.RLock())
+
+
+class Condition(_RLock):  # type: ignore[misc]  # see above
     """A condition on which a receiver waits by stepping aside; for everybody else it is what it was.
+
+    It is its own lock, which gRPC takes ten times for a call: that of a `threading.Condition` is taken in Python.
 
     With `on_notify` senders do not wait either: `wait` raises SentWithoutWaiting, and `on_notify` is called in place of
     their going on. It is called under the lock, and must not wait.
@@ -181,6 +187,8 @@ class Condition(threading.Condition):
 
     on_notify: Callable[[], None] | None = None
     _receiver: _Receiver | None = None
+    # Where others wait, when somebody does.
+    _waiting: threading.Condition | None = None
 
     def wait(self, timeout: float | None = None) -> bool:
         """Step aside, raise, or wait: see above."""
@@ -188,7 +196,8 @@ class Condition(threading.Condition):
         if not isinstance(receiver, _Receiver):
             if self.on_notify is not None:
                 raise SentWithoutWaiting
-            return super().wait(timeout)
+            self._waiting = self._waiting or threading.Condition(self)
+            return self._waiting.wait(timeout)
         self._receiver = receiver
         self.release()
         receiver.parent.switch()
@@ -203,4 +212,5 @@ class Condition(threading.Condition):
             receiver.switch()
         if self.on_notify is not None:
             self.on_notify()
-        super().notify_all()
+        if self._waiting is not None:
+            self._waiting.notify_all()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
-from kronos_db.runtime.interceptors.call import Call, Step
-from kronos_db.runtime.interceptors.chain import Begin, End, Message
+from kronos_db.runtime.interceptors.call import Step
+from kronos_db.runtime.interceptors.chain import Begin, End
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.ops.metrics import MethodMetrics, RpcMetrics
 
@@ -19,8 +18,7 @@ class Metrics:
 
     def begin(self, method: Method) -> Begin:
         """Count the start."""
-        started = self._of(method).started
-        return lambda _call: started()
+        return self._of(method).started
 
     def end(self, method: Method) -> End:
         """Count the outcome and its time."""
@@ -29,19 +27,11 @@ class Metrics:
 
     def request(self, method: Method) -> Step:
         """Count a message received."""
-        return _counting(self._of(method).received)
+        return self._of(method).received
 
     def response(self, method: Method) -> Step:
         """Count a message sent."""
-        return _counting(self._of(method).sent)
+        return self._of(method).sent
 
     def _of(self, method: Method) -> MethodMetrics:
         return self._metrics.for_method(method.kind, method.service, method.name)
-
-
-def _counting(count: Callable[[], None]) -> Step:
-    def step(message: Message, _call: Call) -> Message:
-        count()
-        return message
-
-    return step

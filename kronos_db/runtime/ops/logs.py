@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from json.encoder import encode_basestring_ascii as encode_text
 from typing import Any, Literal, TypeAlias
 
@@ -135,7 +135,7 @@ def info_line(message: str, names: Sequence[str], **fixed: str) -> Callable[...,
         body = ",".join([key + _ENCODERS.get(type(value), _encode)(value) for key, value in pairs])
         return f'{{"time":"{clock.text(moment)}",{head},{body}}}'.encode()
 
-    return lambda *values: _output.add_later(make, time.time_ns(), *values)
+    return partial(_output.add_later, make)
 
 
 class _Clock:

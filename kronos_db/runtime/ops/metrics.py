@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import structlog
 from prometheus_client import (
@@ -31,6 +31,7 @@ from kronos_db.runtime.errors import Code
 from kronos_db.runtime.ops.tally import Tallies
 
 GrpcType = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
+Message = TypeVar("Message")
 # One reading of a part: its label values and the value.
 Reading = tuple[Sequence[str], float]
 
@@ -75,20 +76,22 @@ class MethodMetrics:
         self._cells = cells
         self._lock = threading.Lock()
 
-    def started(self) -> None:
+    def started(self, _call: object = None) -> None:
         """Count a call."""
         with self._lock:
             self._cells[_STARTED] += 1
 
-    def received(self) -> None:
-        """Count a request message."""
+    def received(self, message: Message, _call: object = None) -> Message:
+        """Count a request message, and pass it on."""
         with self._lock:
             self._cells[_RECEIVED] += 1
+        return message
 
-    def sent(self) -> None:
-        """Count a response message."""
+    def sent(self, message: Message, _call: object = None) -> Message:
+        """Count a response message, and pass it on."""
         with self._lock:
             self._cells[_SENT] += 1
+        return message
 
     def handled(self, code_name: str, seconds: float) -> None:
         """Count a call that ended with a code, by the code's name in google.rpc.Code, after so many seconds."""

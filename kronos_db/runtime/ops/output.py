@@ -22,8 +22,8 @@ class Output:
     """Lines on their way to standard output. `add` never blocks and never raises."""
 
     def __init__(self) -> None:
-        # What is still to be made of values waits as what makes it, and these.
-        self._lines: deque[bytes | tuple[Callable[..., bytes], tuple[object, ...]]] = deque(maxlen=_MOST_LINES)
+        # What is still to be made waits as what makes it, of what.
+        self._lines: deque[bytes | tuple[Callable[..., bytes], int, tuple[object, ...]]] = deque(maxlen=_MOST_LINES)
         self._writing = threading.Lock()
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -39,8 +39,11 @@ class Output:
             self._begin()
 
     def add_later(self, make: Callable[..., bytes], *values: object) -> None:
-        """Write what `make`, which must not raise, makes of `values`: many made at once cost half of what each does."""
-        self._lines.append((make, values))
+        """Write what `make` makes of the time.time_ns() of now, and `values`; it must not raise.
+
+        Made when it is written, with many others, it costs half of what it does alone.
+        """
+        self._lines.append((make, time.time_ns(), values))
         if self._thread is None:
             self._begin()
 
@@ -50,7 +53,7 @@ class Output:
         with self._writing, suppress(OSError, ValueError):
             found = [self._lines.popleft() for _ in range(len(self._lines))]
             if found:
-                lines = [line if isinstance(line, bytes) else line[0](*line[1]) for line in found]
+                lines = [line if isinstance(line, bytes) else line[0](line[1], *line[2]) for line in found]
                 sys.stdout.buffer.write(b"\n".join((*lines, b"")))
                 sys.stdout.buffer.flush()
 

@@ -28,8 +28,8 @@ def test_a_call_is_counted_once_in_each() -> None:
     method = RpcMetrics(registry).for_method("unary", LABELS["grpc_service"], LABELS["grpc_method"])
     for code in ("OK", "NOT_FOUND", "NOT_FOUND"):
         method.started()
-        method.received()
-        method.sent()
+        assert method.received(b"in") == b"in"
+        assert method.sent(b"out") == b"out"
         method.handled(code, 0.003)
     for name in ("started_total", "msg_received_total", "msg_sent_total", "handling_seconds_count"):
         assert registry.get_sample_value(f"grpc_server_{name}", LABELS) == 3
