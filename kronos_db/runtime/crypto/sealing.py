@@ -80,9 +80,9 @@ class Sealer:
     def __init__(self, ring: KeyRing, remembered: int = REMEMBERED) -> None:
         self._ring = ring
         self._index_macs: dict[str, HMAC] = {}
-        # Returns what `seal_text` was given. What a sealed value opens to never changes, so what was opened of late is
-        # remembered: whoever can read this memory can read the key beside it. Failures are not remembered.
-        self.open_text = functools.lru_cache(maxsize=remembered)(self._open_text)
+        # What a sealed value opens to never changes, so what was opened of late is remembered: whoever can read this
+        # memory can read the key beside it. Failures are not remembered.
+        self._remembered = functools.lru_cache(maxsize=remembered)(self._open_text)
 
     def seal_text(self, value: str, field: str, record_id: str, index: Index | None = None) -> str:
         """Return the sealed form of a `string` field."""
@@ -90,9 +90,13 @@ class Sealer:
         box = _encode(self._seal(value.encode(), field, record_id, index_text.encode()))
         return f"{_MARK}.{box}.{index_text}" if index else f"{_MARK}.{box}"
 
+    def open_text(self, sealed: str, field: str, record_id: str) -> str:
+        """Return what `seal_text` was given."""
+        return self._remembered(sealed, field, record_id)
+
     def forget(self) -> None:
         """Forget what was opened: to be called when a key is erased."""
-        self.open_text.cache_clear()
+        self._remembered.cache_clear()
 
     def _open_text(self, sealed: str, field: str, record_id: str) -> str:
         try:

@@ -84,7 +84,7 @@ def test_what_was_sealed_for_the_answer_is_not_opened(probe: ProbeServer, monkey
         return made
 
     opened = []
-    monkeypatch.setattr(Sealer, "_open", lambda _self, *sealed: opened.append(sealed) or b"opened")
+    monkeypatch.setattr(Sealer, "open_text", lambda _self, *sealed: opened.append(sealed) or "opened")
     probe.on["Unary"] = answer
     (response,) = probe.call("Unary")
 
