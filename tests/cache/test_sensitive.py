@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from uuid import uuid4
 
 import psycopg
@@ -49,9 +50,9 @@ def test_nothing_that_is_kept_shows_it(
     copies: list[bytes] = []
     original = Memory.put
 
-    def kept_in_memory(self: Memory, shelf: int, key: str, entry: Entry) -> None:
-        copies.append(entry.value)
-        original(self, shelf, key, entry)
+    def kept_in_memory(self: Memory, shelf: int, entries: Mapping[str, Entry]) -> None:
+        copies.extend(entry.value for entry in entries.values())
+        original(self, shelf, entries)
 
     monkeypatch.setattr(Memory, "put", kept_in_memory)
     serving = Serving(tmp_path_factory.mktemp("sensitive"), database, redis_url=redis_server.url)
