@@ -1,4 +1,5 @@
-// Opens sealed text as kronos-db wrote it (kronos_db/runtime/crypto/sealing.py): XAES-256-GCM, of which node:crypto has the parts.
+// Opens sealed text as kronos-db wrote it (kronos_db/runtime/crypto/sealing.py): XAES-256-GCM, of which node:crypto has
+// the parts.
 import { createCipheriv, createDecipheriv } from "node:crypto";
 
 const KEY_ID_END = 17;

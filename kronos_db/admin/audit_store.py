@@ -8,7 +8,7 @@ from pathlib import Path
 from kronos_db.admin.audit import BEGINNING, Event, HashChain, Link, Listing
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 
 QUERIES = Path(__file__).with_name("audit.sql")
 
@@ -30,7 +30,7 @@ class AuditStore:
         def work(tx: Transaction) -> None:
             tx.execute(self._queries["lock"], {})
             ids = [event.id for event in events]
-            [(sequence, hash_, known)] = tx.fetch_all(self._queries["last"], {"ids": ids}, lambda *row: row)
+            [(sequence, hash_, known)] = tx.fetch_all(self._queries["last"], {"ids": ids}, as_row)
             fresh = [event for event in events if event.id not in known]
             for event in self._chain.chained(fresh, Link(sequence, hash_ or BEGINNING)):
                 tx.execute(self._queries["add"], event._asdict())

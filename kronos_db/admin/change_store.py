@@ -30,6 +30,7 @@ from kronos_db.runtime.database.background import Held
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.operating import OperatorConnection, connected
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import as_row
 from kronos_db.runtime.errors import ConflictError, KronosError, RequestIdReusedError
 
 _QUERIES = load_queries(Path(__file__).with_name("indexes.sql"), "admin")
@@ -173,7 +174,7 @@ class ChangeStore:
 
     def _found(self, change: Change, direct: OperatorConnection) -> Sequence[tuple[str, bool, bool]]:
         params = {"schema": change.domain, "index": change.index}
-        return direct.fetch_all(_QUERIES["found"], params, lambda *row: row)
+        return direct.fetch_all(_QUERIES["found"], params, as_row)
 
     def _judge(self, change: Change, judged_after: timedelta, means: Means) -> None:
         now = datetime.now(UTC)

@@ -28,7 +28,7 @@ from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation, Reply
 from kronos_db.runtime.database.operating import OperatorConnection, connected
 from kronos_db.runtime.database.queries import load_queries, query_name
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 from kronos_db.runtime.errors import UnavailableError
 
 QUERIES = load_queries(Path(__file__).with_name("statements.sql"), "admin")
@@ -83,7 +83,7 @@ class Sources:
     def _read(self, domain: str) -> Reading:
         try:
             with self.connected(domain) as direct:
-                found = direct.fetch_one(QUERIES["extension"], {}, lambda *row: row)
+                found = direct.fetch_one(QUERIES["extension"], {}, as_row)
                 if found is None:
                     return Reading(domain, SourceState.EXTENSION_MISSING)
                 schema, able = found
@@ -200,7 +200,7 @@ class StatementStore:
         return False
 
     def _add_texts(self, readings: Sequence[Reading]) -> None:
-        known = set(self.database.fetch_all(QUERIES["known_statements"], {}, lambda *row: row))
+        known = set(self.database.fetch_all(QUERIES["known_statements"], {}, as_row))
         new = {
             (reading.domain, counter.query_id): counter.text
             for reading in readings

@@ -13,6 +13,7 @@ from kronos_db.runtime.cache.engine import Cache, Loaded, Rules
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.direct import Direct, greets
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import as_row
 from kronos_db.runtime.errors import DeadlineTooShortError, KronosError, StatementTimeoutError, UnavailableError
 
 QUERIES = Path(__file__).with_name("status.sql")
@@ -119,7 +120,7 @@ class DomainLooks:
         return {domain: Loaded(json.dumps(self._read_sizes(domain)).encode(), ()) for domain in domains}
 
     def _read_sizes(self, domain: str) -> Sizes:
-        rows = self._databases[domain].fetch_all(self._queries[domain]["sizes"], {}, lambda *row: row)
+        rows = self._databases[domain].fetch_all(self._queries[domain]["sizes"], {}, as_row)
         tables = [Table(*row[1:]) for row in rows]
         database = rows[0][0] if rows else 0
         return Sizes(database, sum(table.bytes for table in tables), tables[:_MOST_TABLES])

@@ -11,6 +11,7 @@ from kronos_db.cache.counting import Counts
 from kronos_db.cache.model import Namespace, NamespaceFullError
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import as_row
 
 QUERIES = Path(__file__).with_name("upkeep.sql")
 # Seconds for which a process believes what it knows of a namespace's size, its own writes added.
@@ -74,7 +75,7 @@ class Room:
         """Return the size of a namespace; it is measured when it is not known, as for a moment after a crash."""
         params = {"namespace_id": namespace.id, "durable": namespace.durable}
         for query in ("usage", "measure"):
-            entries, size = self._database.fetch_all(self._queries[query], params, lambda *columns: columns)[0]
+            entries, size = self._database.fetch_all(self._queries[query], params, as_row)[0]
             if entries is not None:
                 return Usage(entries, size)
         raise AssertionError("what was measured is known")

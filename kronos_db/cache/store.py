@@ -28,7 +28,7 @@ from kronos_db.runtime.database.changes import BUNDLE, Change, tag
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 from kronos_db.runtime.workers import Gatherer
 
 QUERIES = Path(__file__).with_name("queries.sql")
@@ -102,7 +102,7 @@ class EntriesStore:
             version = tx.fetch_one(self._queries["put"], params, int)
             _note(tx, namespace, writes.keys)
             return dict.fromkeys(writes.keys, version)
-        rows = tx.fetch_all(self._queries["put_checked"], params, lambda *columns: columns)
+        rows = tx.fetch_all(self._queries["put_checked"], params, as_row)
         _note(tx, namespace, [key for key, version, _ in rows if version is not None])
         return {key: (-before if before else None) if version is None else version for key, version, before in rows}
 
@@ -127,7 +127,7 @@ class EntriesStore:
         params = {**_address(namespace), "keys": joined(keys), "expected": list(expected)}
 
         def work(tx: Transaction) -> Mapping[str, tuple[int, bool]]:
-            rows = tx.fetch_all(self._queries["delete"], params, lambda *columns: columns)
+            rows = tx.fetch_all(self._queries["delete"], params, as_row)
             # Also those without a row: an entry that gave way may have copies still.
             kept = {key for key, version, is_gone in rows if version and not is_gone}
             _note(tx, namespace, [key for key in keys if key not in kept])
@@ -192,7 +192,7 @@ class EntriesStore:
     def lease_states(self, namespace: Namespace, keys: Sequence[str]) -> Mapping[str, State]:
         """Return what there is for keys, and take no lease."""
         params = {**_address(namespace), "keys": joined(keys)}
-        rows = self._database.fetch_all(self._queries["lease_state"], params, lambda *columns: columns)
+        rows = self._database.fetch_all(self._queries["lease_state"], params, as_row)
         return {columns[0]: State(None, columns[6], columns[7], columns[8], row(columns[:6])) for columns in rows}
 
     def abandon(

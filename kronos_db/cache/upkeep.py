@@ -13,6 +13,7 @@ from kronos_db.cache.room import Step
 from kronos_db.runtime.database.background import BackgroundWork, Held
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import as_row
 
 QUERIES = Path(__file__).with_name("upkeep.sql")
 # Seconds for which changes are kept for those who watch: there is one for each write, so a week would be too many.
@@ -82,9 +83,7 @@ class Sweep:
                 return
             number, value, key = self._index_hands.get(namespace_id, (0, "", ""))
             place = {"number": number, "value": value, "key": key}
-            found = self._database.fetch_all(
-                self._queries["sweep_index"], {**params, **place}, lambda *columns: columns
-            )
+            found = self._database.fetch_all(self._queries["sweep_index"], {**params, **place}, as_row)
             if not found or found[0][3] < _LOOKED_AT:
                 self._index_hands.pop(namespace_id, None)
                 return

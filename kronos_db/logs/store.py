@@ -38,7 +38,7 @@ from kronos_db.runtime.database.changes import Change
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.database.transaction import Load, Transaction
+from kronos_db.runtime.database.transaction import Load, Transaction, as_row
 from kronos_db.runtime.errors import DeadlineTooShortError
 from kronos_db.runtime.workers import Gatherer
 
@@ -103,7 +103,7 @@ class LogsStore:
             "most_bytes": _PAGE_BYTES,
         }
         query = self._queries[f"{listing.direction}_{road_of(listing)}"]
-        rows = self.database.fetch_all_aside(query, params, lambda *row: row)
+        rows = self.database.fetch_all_aside(query, params, as_row)
         found = rows[0][-1] if rows else 0
         records = [Record(*row[:-1]) for row in rows[: listing.limit]]
         return Page(records, found > len(records))
@@ -118,7 +118,7 @@ class LogsStore:
             "lasts": [last for *_, last in flat],
         }
         found: list[list[Record]] = [[] for _ in portions]
-        for number, *row in self.database.fetch_all(self._queries["portions"], params, lambda *row: row):
+        for number, *row in self.database.fetch_all(self._queries["portions"], params, as_row):
             found[number].append(Record(*row))
         return found
 
@@ -142,7 +142,7 @@ class LogsStore:
         }
         counted = question.filter.counted and question.grouping != "attribute"
         query = self._queries["tally_by_counts" if counted else "tally_by_records"]
-        rows = self.database.fetch_all_aside(query, params, lambda *row: row)
+        rows = self.database.fetch_all_aside(query, params, as_row)
         _, _, all_groups, total = rows[0]
         groups = {name: count for _, name, _, count in rows[1:]}
         ranked = sorted(groups.items(), key=lambda group: (-group[1], group[0]))
@@ -150,9 +150,7 @@ class LogsStore:
 
     def stats(self) -> Stats:
         """Return how much there is."""
-        ((records, services, oldest, newest),) = self.database.fetch_all_aside(
-            self._queries["stats"], {}, lambda *row: row
-        )
+        ((records, services, oldest, newest),) = self.database.fetch_all_aside(self._queries["stats"], {}, as_row)
         return Stats(
             records, services, oldest, newest, self.database.fetch_all_aside(self._queries["classes"], {}, Class)
         )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from kronos_db.messages.model import RANKS, DeadLetter, Message, Queue, State, Stats
 from kronos_db.messages.store import MessagesStore, as_message
 from kronos_db.runtime.database.idempotency import Mutation
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 
 Reply = TypeVar("Reply")
 # Sort keys of a page, and what comes before each of all.
@@ -35,7 +35,7 @@ class Inspection:
         rows = self._database.fetch_all(
             self._queries[name],
             {"bin": queue.bin, "limit": limit, "bytes": PAGE_BYTES, **params},
-            lambda *row: row,
+            as_row,
         )
         return [(_key_of(state, row), as_message(row[2:])) for row in rows]
 
@@ -44,7 +44,7 @@ class Inspection:
         after_time, after_id = after or ("-infinity", _NO_ID)
         params: dict[str, Any] = {"bin": queue.dead_bin, "after_time": after_time, "after_id": after_id, "limit": limit}
         params["bytes"] = PAGE_BYTES
-        rows = self._database.fetch_all_aside(self._queries["list_dead_letters"], params, lambda *row: row)
+        rows = self._database.fetch_all_aside(self._queries["list_dead_letters"], params, as_row)
         return [DeadLetter(as_message(row[2:]), row[0], row[1]) for row in rows]
 
     def replay(self, queue: Queue, ids: Sequence[str], limit: int, mutation: Mutation[list[str], Reply]) -> Reply:
@@ -53,9 +53,7 @@ class Inspection:
         def work(tx: Transaction) -> list[str]:
             params = {"bin": queue.dead_bin, "ids": list(ids) or None, "limit": limit}
             picked: dict[str, tuple[Any, str | None]] = {}
-            for message_id, dead_time, key in tx.fetch_all(
-                self._queries["pick_dead_letters"], params, lambda *row: row
-            ):
+            for message_id, dead_time, key in tx.fetch_all(self._queries["pick_dead_letters"], params, as_row):
                 picked.setdefault(message_id, (dead_time, key))
             if not picked:
                 return []

@@ -10,7 +10,7 @@ from kronos_db.messages.model import RANKS, Queue
 from kronos_db.messages.queues import QueuesStore
 from kronos_db.messages.store import MessagesStore
 from kronos_db.runtime.database.background import BackgroundWork, Held
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 
 # Seconds between two rounds: of what callers notice, and of what takes room alone.
 _MOVING, _CLEARING = 1.0, 60.0
@@ -66,7 +66,7 @@ class Keeper:
             pass
         while held() and self._drop_idle_lanes():
             pass
-        for bin_id, final in self._database.fetch_all(self._queries["abandoned"], {}, lambda *row: row):
+        for bin_id, final in self._database.fetch_all(self._queries["abandoned"], {}, as_row):
             self._clear_bin(bin_id, final, held)
 
     def _revive(self, queue: Queue, held: Callable[[], bool]) -> None:
@@ -106,7 +106,7 @@ class Keeper:
 
         def work(tx: Transaction) -> None:
             self._store.lock_lanes_of(tx, queue, ids)
-            gone = tx.fetch_all(self._queries[query], {"bin": queue.bin, "ids": list(ids), **params}, lambda *row: row)
+            gone = tx.fetch_all(self._queries[query], {"bin": queue.bin, "ids": list(ids), **params}, as_row)
             self._store.promote(tx, [(bin_id, key, number) for bin_id, key, number in gone if key is not None])
 
         self._database.transact(work)
@@ -118,7 +118,7 @@ class Keeper:
 
         def work(tx: Transaction) -> tuple[str, str] | None:
             params = {"after_bin": self._lane[0], "after_key": self._lane[1]}
-            found = tx.fetch_all(self._queries["idle_lanes"], params, lambda *row: row)
+            found = tx.fetch_all(self._queries["idle_lanes"], params, as_row)
             if found:
                 # A statement of its own: it sees what was committed before the locks were had.
                 lanes = {"bins": [bin_id for bin_id, _ in found], "keys": [key for _, key in found]}

@@ -17,7 +17,7 @@ from kronos_db.runtime.database import changes
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 from kronos_db.runtime.errors import BadRequestError, FieldViolation
 from kronos_db.runtime.workers import Gatherer
 from kronos_db.tokens.model import (
@@ -106,7 +106,7 @@ class TokensStore:
 
     def _added(self, tx: Transaction, new: Sequence[NewToken]) -> list[Token]:
         # Nothing is noted: there are no copies of what was not there, and nobody is told of new tokens.
-        rows = tx.fetch_all(self._queries["add"], {"rows": _rows(new), "kept": KEPT}, lambda *row: row)
+        rows = tx.fetch_all(self._queries["add"], {"rows": _rows(new), "kept": KEPT}, as_row)
         times = {row[0]: row[1:] for row in rows}
         stored = []
         for token in new:
@@ -176,7 +176,7 @@ class TokensStore:
 
         def work(tx: Transaction) -> None:
             params = {"id": token_id, "hash": hash_, "kept": KEPT}
-            found = tx.fetch_one(self._queries["revoke"], params, lambda *row: row)
+            found = tx.fetch_one(self._queries["revoke"], params, as_row)
             if found is None:
                 return
             record_id, kind, family_id, jwt_id = found
@@ -203,7 +203,7 @@ class TokensStore:
             "number": number if selection.before is None else 0,
             "before": selection.before or _NO_TIME,
         }
-        found = tx.fetch_one(self._queries[f"cut_{selection.scope}"], params, lambda *row: row)
+        found = tx.fetch_one(self._queries[f"cut_{selection.scope}"], params, as_row)
         if found is None:
             raise AssertionError("the row was locked just now")
         count, revoke_time = found
@@ -257,7 +257,7 @@ class TokensStore:
 
     def mark_cutoffs(self, held: Callable[[], bool]) -> None:
         """Mark the tokens of older revocations one by one, and remove the revocations that nobody needs any more."""
-        while held() and (cutoffs := self._database.fetch_all(self._queries["unmarked"], {}, lambda *row: row)):
+        while held() and (cutoffs := self._database.fetch_all(self._queries["unmarked"], {}, as_row)):
             for key, number, before in cutoffs:
                 scope, _, value = key.partition(":")
                 of_it = {"key": key, "number": number, "before": before, "value": value, "kept": KEPT}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.queries import load_queries
+from kronos_db.runtime.database.transaction import as_row
 from kronos_db.users.account import Account, Held, State
 from kronos_db.users.role_graph import Node, RoleGraph
 from kronos_db.users.roles import Grant
@@ -57,7 +58,7 @@ class AccessStore:
         """Return what those users hold that exist, and of the roles that give it those that are not `known`."""
         # As one text: psycopg would look at each id to make an array of them.
         params = {"user_ids": f"{{{','.join(user_ids)}}}", "known": known}
-        rows = self._database.fetch_all(self._queries["holdings"], params, lambda *row: row)
+        rows = self._database.fetch_all(self._queries["holdings"], params, as_row)
         users = [Holding(*row[:4]) for row in rows if row[0] is not None]
         return users, [Node(*row[4:]) for row in rows if row[0] is None]
 
@@ -67,7 +68,7 @@ class AccessStore:
 
     def account(self, user_id: str) -> Account | None:
         """Return all about what one user may, None when there is no such user."""
-        rows = self._database.fetch_all(self._queries["account"], {"user_id": user_id}, lambda *row: row)
+        rows = self._database.fetch_all(self._queries["account"], {"user_id": user_id}, as_row)
         users = [row for row in rows if row[0] is not None]
         if not users:
             return None

@@ -13,7 +13,7 @@ from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 from kronos_db.runtime.errors import BadRequestError, FieldViolation
 from kronos_db.users.model import GRANT_KIND, EtagMismatchError, Event, UserNotFoundError
 from kronos_db.users.roles import (
@@ -133,7 +133,7 @@ class GrantStore:
 
     def _look_why_not(self, tx: Transaction, params: dict[str, Any]) -> None:
         """Return when only a grant of the same role in the same scope can be in the way, and none that has expired."""
-        found = tx.fetch_one(self._queries["why_not"], params, lambda *row: row)
+        found = tx.fetch_one(self._queries["why_not"], params, as_row)
         is_user, is_role, is_past, is_full = found or (False, False, False, False)
         if not is_user:
             raise _no_user()

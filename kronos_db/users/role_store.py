@@ -10,7 +10,7 @@ from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 from kronos_db.runtime.errors import ConflictError, FieldViolation
 from kronos_db.users.grant_store import note_grant
 from kronos_db.users.model import ROLE_KIND, EtagMismatchError, Event
@@ -94,17 +94,17 @@ class RoleStore:
 
     def _make_way(self, tx: Transaction, removal: Removal, params: dict[str, Any]) -> None:
         """End what keeps a role from being removed; raise when that was not asked for."""
-        found = tx.fetch_one(self._queries["in_the_way"], params, lambda *row: row)
+        found = tx.fetch_one(self._queries["in_the_way"], params, as_row)
         grants, heir = found or (0, None)
         if grants > (MAX_REVOKED if removal.revoke_grants else 0):
             raise RoleGrantedError(grants)
         if heir is not None and not removal.detach_children:
             raise RoleInheritedError(metadata={"role": heir})
         if grants:
-            for grant_id, user_id, version in tx.fetch_all(self._queries["revoke_all"], params, lambda *row: row):
+            for grant_id, user_id, version in tx.fetch_all(self._queries["revoke_all"], params, as_row):
                 note_grant(tx, Event.ROLE_REVOKED, user_id, version, grant_id, removal.id)
         if heir is not None:
-            for role_id, version in tx.fetch_all(self._queries["detach_children"], params, lambda *row: row):
+            for role_id, version in tx.fetch_all(self._queries["detach_children"], params, as_row):
                 _note(tx, Event.ROLE_UPDATED, role_id, version)
 
     def _write(self, work: Any, mutation: Mutation[Any, Reply]) -> Reply:
@@ -121,7 +121,7 @@ class RoleStore:
 
     def _lock(self, tx: Transaction, role_id: str, version: int | None, field: str) -> tuple[int, int]:
         """Lock a role; return its number and version."""
-        found = tx.fetch_one(self._queries["lock"], {"id": role_id}, lambda *row: row)
+        found = tx.fetch_one(self._queries["lock"], {"id": role_id}, as_row)
         if found is None:
             raise RoleNotFoundError
         number, current = found
@@ -134,7 +134,7 @@ class RoleStore:
         if not role.parent_ids:
             return
         ids = {"ids": list(role.parent_ids)}
-        rows = tx.fetch_all(self._queries["ancestry"], ids, lambda *row: row)
+        rows = tx.fetch_all(self._queries["ancestry"], ids, as_row)
         names = {role_id: name for role_id, name, _ in rows}
         for index, parent in enumerate(role.parent_ids):
             if parent not in names:

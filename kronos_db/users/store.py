@@ -14,7 +14,7 @@ from kronos_db.runtime.database.database import Database
 from kronos_db.runtime.database.failures import ConstraintError
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.database.queries import load_queries
-from kronos_db.runtime.database.transaction import Transaction
+from kronos_db.runtime.database.transaction import Transaction, as_row
 from kronos_db.runtime.errors import ConflictError
 from kronos_db.runtime.workers import Gatherer
 from kronos_db.users.model import (
@@ -183,7 +183,7 @@ class UsersStore:
 
     def _conflict(self, tx: Transaction, new: Sequence[NewUser], created: list[str]) -> Exception:
         params = {**_columns(new), "created": created}
-        found = tx.fetch_one(self._queries["find_conflict"], params, lambda *row: row)
+        found = tx.fetch_one(self._queries["find_conflict"], params, as_row)
         if found is None:
             return ConflictError("the user in the way was erased in between")
         position, constraint = found

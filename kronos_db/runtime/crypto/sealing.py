@@ -30,7 +30,6 @@ PADDED_TO = 32
 REMEMBERED = 16_384
 
 _MARK = "k1"
-_SEAL = Purpose.SEAL
 _VERSION = b"\x01"
 _KEY_ID_END = 17
 _INDEX_SIZE = 32
@@ -141,7 +140,7 @@ class Sealer:
         if len(head) < _KEY_ID_END or not head.startswith(_VERSION):
             raise _NotOpenedError("it is too short or of an unknown version")
         key = self._ring.key(head[1:])
-        if key is None or key.purpose is not _SEAL:
+        if key is None or key.purpose is not Purpose.SEAL:
             raise _NotOpenedError(f"there is no data key {head[1:].hex()}")
         try:
             padded = key.cipher.open(box[_KEY_ID_END:], _associated_data(head, field, record_id, index))

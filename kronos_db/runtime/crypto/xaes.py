@@ -87,8 +87,7 @@ class Xaes256Gcm:
         """Return what `seal` was given. Raises `InvalidTag` when anything was altered or cut off."""
         if len(sealed) < NONCE_SIZE + TAG_SIZE:
             raise InvalidTag
-        cipher = self._cipher(sealed[:_HEAD_SIZE])
-        return cipher.decrypt(sealed[_HEAD_SIZE:NONCE_SIZE], sealed[NONCE_SIZE:], associated_data)
+        return self.decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], associated_data)
 
     def _fresh(self) -> _Derived:
         head = os.urandom(_HEAD_SIZE)

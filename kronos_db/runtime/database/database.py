@@ -30,7 +30,7 @@ from kronos_db.runtime.database.pool import Connection, Pool
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.database.standbys import NoStandbyError, Standbys
 from kronos_db.runtime.database.traced import begun, recorded, statement
-from kronos_db.runtime.database.transaction import Load, Params, Row, Transaction, set_limit
+from kronos_db.runtime.database.transaction import Load, Params, Row, Transaction, as_row, set_limit
 from kronos_db.runtime.errors import ConflictError, PositionLostError
 from kronos_db.runtime.workers import about_to_block
 
@@ -197,7 +197,7 @@ class Database:
             "limit": limit,
             "whole": whole,
         }
-        rows = self.fetch_all(self._log.queries["since"], params, lambda *row: row)
+        rows = self.fetch_all(self._log.queries["since"], params, as_row)
         snapshot, newest, purged, identity, timeline = rows[0][:5]
         history = f"{identity}.{timeline}"
         if position.history not in {"", history}:
@@ -218,7 +218,7 @@ class Database:
 
     def instant(self) -> Instant:
         """Return the snapshot now, and the history that it is of."""
-        snapshot, newest, *history = self.fetch_all(self._log.queries["now"], {}, lambda *row: row)[0]
+        snapshot, newest, *history = self.fetch_all(self._log.queries["now"], {}, as_row)[0]
         return Instant(settled(snapshot, newest), *history)
 
     def position(self) -> Position:
@@ -228,7 +228,7 @@ class Database:
 
     def notify(self, about: About = "changes") -> None:
         """Wake those who listen on the domain's channel."""
-        self.fetch_all(self._log.queries["notify"], {"channel": channel(self.domain, about)}, lambda *row: row)
+        self.fetch_all(self._log.queries["notify"], {"channel": channel(self.domain, about)}, as_row)
 
     def purge_changes(self, kept: float, limit: int = 1000) -> int:
         """Remove at most `limit` changes older than `kept` seconds; return how many that were."""
