@@ -18,6 +18,7 @@ from kronos_db.routes.table import Snapshot, Table
 from kronos_db.runtime.database.idempotency import Mutation
 from kronos_db.runtime.errors import BadRequestError
 from kronos_db.runtime.etags import version_of
+from kronos_db.runtime.identifiers import uuid7
 from kronos_db.runtime.interceptors.call import Call
 from kronos_db.runtime.paging import PageTokens, page_size
 from kronos_db.runtime.update_masks import masked_fields
@@ -157,7 +158,7 @@ class QuotaMethods:
         key = rule.key(_subject(request), self._secret)
         response = self._store.reset_usage(key, mutation)
         if not request.validate_only and rule.kind is not model.Kind.CALENDAR:
-            self._limiter.reset(key, mutation.request_id.hex)
+            self._limiter.reset(key, (mutation.request_id or uuid7()).hex)
         return response
 
     def _demand(self, rule: Rule, consumption: Any, remembered: str, shown: str) -> Demand:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 from kronos_db.runtime.database import changes
 from kronos_db.runtime.database.database import Database
@@ -185,7 +184,7 @@ def _nobody_asked() -> Mutation[int, int]:
     """Return the mutation of a write that no caller repeats."""
     return Mutation(
         caller="",
-        request_id=uuid4(),
+        request_id=None,
         fingerprint=b"",
         reply=lambda count: count,
         encode=lambda count: str(count).encode(),

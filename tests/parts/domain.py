@@ -74,6 +74,15 @@ def opened(settings: Settings, domain: str = "users") -> Iterator[Database]:
         database.pool.close()
 
 
+def unnamed(**changes: Any) -> Mutation[Any, Any]:
+    """Return the mutation of a call without `request_id`; nothing may ask for its stored form."""
+
+    def refuse(_: Any) -> Any:
+        raise AssertionError("nobody can ask for this answer again")
+
+    return mutation(encode=refuse, decode=refuse, **changes)._replace(request_id=None)
+
+
 def mutation(request_id: uuid.UUID | None = None, **changes: Any) -> Mutation[Any, Any]:
     """Return a mutation whose reply is the write's own result."""
     return Mutation(

@@ -31,7 +31,8 @@ from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.database.standbys import NoStandbyError, Standbys
 from kronos_db.runtime.database.traced import begun, recorded, statement
 from kronos_db.runtime.database.transaction import Load, Params, Row, Transaction, as_row, set_limit
-from kronos_db.runtime.errors import ConflictError, PositionLostError
+from kronos_db.runtime.errors import ConflictError, PositionLostError, UnavailableError
+from kronos_db.runtime.identifiers import uuid7
 from kronos_db.runtime.workers import about_to_block
 
 _ATTEMPTS = 6
@@ -68,6 +69,15 @@ class _Written(NamedTuple):
     snapshot: str = ""
     timeline: str = ""
     others: bool = False
+
+
+class _Doubt(NamedTuple):
+    """An attempt whose COMMIT was sent, until its outcome is known: its receipt, and what it wrote if it did."""
+
+    receipt: UUID
+    replies: Sequence[Any]
+    tells: bool
+    tags: Sequence[str]
 
 
 class Database:
@@ -152,6 +162,8 @@ class Database:
         back. Before it returns, no copy of what the write changed is answered from anywhere. Raises
         RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError, StatementTimeoutError.
         """
+        if mutation.request_id is None and not mutation.validate_only:
+            return self.write_together(lambda tx: [work(tx)], [mutation], load)[0]
         written = self._attempt(self._whole(lambda connection: self._write_once(connection, work, mutation, load)))
         self._outdate(written)
         reply: Reply = written.reply
@@ -168,9 +180,19 @@ class Database:
         Whatever fails fails for all and nothing is written: then each is to be written alone with `write`, which also
         finds out which of them had been answered before. Raises what `write` does.
         """
-        written = self._attempt(
-            self._whole(lambda connection: self._write_together_once(connection, work, mutations, load))
-        )
+        doubts: list[_Doubt] = []
+
+        def run(connection: Connection) -> _Written:
+            earlier = self._settled(connection, doubts)
+            return earlier or self._write_together_once(connection, work, mutations, load, doubts)
+
+        try:
+            written = self._attempt(self._whole(run))
+        except Exception as error:
+            if doubts and not isinstance(error, UnavailableError):
+                # Whoever would write each alone now might write it twice.
+                raise UnavailableError(f"whether it was committed is not known: {error}", retry_after=1.0) from error
+            raise
         self._outdate(written)
         replies: list[Reply] = written.reply
         return replies
@@ -280,20 +302,40 @@ class Database:
         work: Callable[[Transaction], Sequence[Result]],
         mutations: Sequence[Mutation[Result, Reply]],
         load: Load | None,
+        doubts: list[_Doubt],
     ) -> _Written:
         transaction = begun(connection)
-        with _rolled_back_on_error(connection), self._begun(connection, load):
-            results = work(transaction)
-            replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
-            tags = transaction.tags
-            # With more tags than their own: which changes are of which call is not known here, and costs copies alone.
-            self._idempotency.keep_all(connection, mutations, replies, tags)
-            transaction.append_to(self._log)
-            commit = connection.execute("COMMIT", binary=True)
-            after = self._look_after_commit(connection, tags)
+        receipt = uuid7()
+        try:
+            with _rolled_back_on_error(connection), self._begun(connection, load):
+                results = work(transaction)
+                replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
+                tags = transaction.tags
+                # With more tags than their own: which changes are of which call is not known here, and costs copies
+                # alone.
+                self._idempotency.keep_all(connection, receipt, mutations, replies, tags)
+                transaction.append_to(self._log)
+                doubts.append(_Doubt(receipt, replies, transaction.tells, tags))
+                commit = connection.execute("COMMIT", binary=True)
+                after = self._look_after_commit(connection, tags)
+        except psycopg.Error as error:
+            if classify(error) is not Failure.LOST:
+                # The server has said that it failed.
+                doubts.clear()
+            raise
         if commit.statusmessage != "COMMIT":
             raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
         return _written(replies, transaction.tells, tags, after)
+
+    def _settled(self, connection: Connection, doubts: list[_Doubt]) -> _Written | None:
+        """Return what an attempt wrote whose outcome was in doubt; None when it wrote nothing and never will."""
+        for doubt in doubts:
+            if self._idempotency.settle(connection, doubt.receipt):
+                return _written(doubt.replies, doubt.tells, doubt.tags, self._look_after_commit(connection, doubt.tags))
+        if connection.warned:
+            raise UnconfirmedCommitError("PostgreSQL warned instead of confirming that nothing was written")
+        doubts.clear()
+        return None
 
     @contextmanager
     def _begun(self, connection: Connection, load: Load | None) -> Iterator[None]:

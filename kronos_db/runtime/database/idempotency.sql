@@ -22,6 +22,18 @@ FROM {schema}.idempotency
 WHERE caller = %(caller)s AND request_id = %(request_id)s
 FOR SHARE;
 
+-- name: settle
+-- What stands in the place of a receipt: the receipt, or what is put there now, on which its transaction then fails,
+-- should the COMMIT still be on its way. A write in any case: its own commit waits until a synchronous standby has it,
+-- and with it the commit that it tells of.
+INSERT INTO {schema}.idempotency AS kept (caller, request_id, fingerprint, reply, tags, expire_time)
+VALUES (
+    %(caller)s, %(request_id)s, %(fingerprint)s, %(reply)s, %(tags)s::text[],
+    now() + make_interval(secs => %(window)s)
+)
+ON CONFLICT (caller, request_id) DO UPDATE SET expire_time = excluded.expire_time
+RETURNING kept.fingerprint;
+
 -- name: purge
 -- Removes some rows whose window is over; whoever else purges at the same time takes others. A plan that was kept from
 -- when the table was small would read all of it. plan: custom.

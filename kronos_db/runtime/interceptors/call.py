@@ -12,7 +12,6 @@ from google.protobuf.message import Message
 
 from kronos_db.runtime.database.idempotency import Mutation, Result
 from kronos_db.runtime.errors import OverloadedError
-from kronos_db.runtime.identifiers import uuid7
 from kronos_db.runtime.interceptors.method import Method
 from kronos_db.runtime.parking import Parked
 from kronos_db.runtime.tracing import Trace
@@ -20,9 +19,6 @@ from kronos_db.runtime.tracing import Trace
 Answer = TypeVar("Answer", bound=Message)
 # What passes each message of a call on its way: returns it, or another in its place, and refuses by raising.
 Step: TypeAlias = "Callable[[Any, Call], Any]"
-
-# Seconds for which the answer of a call without `request_id` is kept: longer than all attempts take.
-_ATTEMPTS_WINDOW = 600.0
 
 
 class Standby(Protocol):
@@ -141,14 +137,12 @@ class Call:
         """
         return Mutation(
             caller=self.caller,
-            # A call without request_id gets one of its own: a lost COMMIT is resolved by it all the same.
-            request_id=self.write_id or uuid7(),
+            request_id=self.write_id,
             fingerprint=self.fingerprint,
             reply=reply,
             encode=encode or _encode,
             decode=decode or answer.FromString,
-            # Without an id from the caller nobody can repeat it but the attempts made here.
-            window=self.request_id_window if self.write_id else min(self.request_id_window, _ATTEMPTS_WINDOW),
+            window=self.request_id_window,
             validate_only=self.validate_only,
         )
 

@@ -69,11 +69,10 @@ class _Context:
         return ()
 
 
-def test_answers_of_calls_that_nobody_can_repeat_are_kept_for_minutes() -> None:
+def test_a_call_is_named_by_its_content_where_its_request_has_no_name() -> None:
     call = Call(_registered()[f"{_EXPORT}/Export"], _Context())  # type: ignore[arg-type]  # no more is asked of it
-    call.request_id_window = 86_400.0
     answer = logs_service_pb2.ExportLogsServiceResponse
-    assert call.mutation(answer, lambda _: answer()).window == 600.0
+    assert call.mutation(answer, lambda _: answer()).request_id is None
     request_id = uuid4()
     call.identify(request_id, b"content", 3600.0)
     mutation = call.mutation(answer, lambda _: answer())
