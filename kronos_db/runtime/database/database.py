@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 from uuid import UUID
 
 import psycopg
@@ -24,15 +24,15 @@ from kronos_db.runtime.database.changes import (
     channel,
     settled,
 )
-from kronos_db.runtime.database.failures import Failure, classify, translate, violates
-from kronos_db.runtime.database.idempotency import PRIMARY_KEY, Idempotency, Mutation, Reply, Result
+from kronos_db.runtime.database.failures import Failure, UnconfirmedCommitError, classify, translate
+from kronos_db.runtime.database.idempotency import Mutation, Reply, Result
 from kronos_db.runtime.database.pool import Connection, Pool
 from kronos_db.runtime.database.queries import Query
 from kronos_db.runtime.database.standbys import NoStandbyError, Standbys
-from kronos_db.runtime.database.traced import begun, recorded, statement
-from kronos_db.runtime.database.transaction import Load, Params, Row, Transaction, as_row, set_limit
-from kronos_db.runtime.errors import ConflictError, PositionLostError, UnavailableError
-from kronos_db.runtime.identifiers import uuid7
+from kronos_db.runtime.database.traced import begun, recorded
+from kronos_db.runtime.database.transaction import Load, Params, Row, Transaction, as_row
+from kronos_db.runtime.database.writing import Doubt, Writing, Written
+from kronos_db.runtime.errors import PositionLostError, UnavailableError
 from kronos_db.runtime.workers import about_to_block
 
 _ATTEMPTS = 6
@@ -56,30 +56,6 @@ class Copies(Protocol):
         """
 
 
-class UnconfirmedCommitError(psycopg.OperationalError):
-    """COMMIT was answered, but not in a way that vouches for the transaction: as good as a lost connection."""
-
-
-class _Written(NamedTuple):
-    """A committed write: its reply, whether it is told to those who watch, what it made old, and the snapshot after."""
-
-    reply: Any
-    tells: bool
-    tags: Sequence[str]
-    snapshot: str = ""
-    timeline: str = ""
-    others: bool = False
-
-
-class _Doubt(NamedTuple):
-    """An attempt whose COMMIT was sent, until its outcome is known: its receipt, and what it wrote if it did."""
-
-    receipt: UUID
-    replies: Sequence[Any]
-    tells: bool
-    tags: Sequence[str]
-
-
 class Database:
     """The database of one domain, through its own role.
 
@@ -99,8 +75,8 @@ class Database:
         self.on_changed: Callable[[], None] | None = None
         self.prepare: Callable[[Sequence[str]], None] | None = None
         self.standbys: Standbys | None = None
-        self._idempotency = Idempotency(domain)
         self._log = ChangeLog(domain)
+        self._writing = Writing(domain, self._log, self.limit, lambda: self.copies.holder if self.copies else None)
 
     def fetch_all(self, query: Query, params: Params, make: Callable[..., Row]) -> list[Row]:
         """Run one read in one round trip; return `make(*columns)` of every row."""
@@ -164,7 +140,7 @@ class Database:
         """
         if mutation.request_id is None and not mutation.validate_only:
             return self.write_together(lambda tx: [work(tx)], [mutation], load)[0]
-        written = self._attempt(self._whole(lambda connection: self._write_once(connection, work, mutation, load)))
+        written = self._attempt(self._whole(lambda connection: self._writing.once(connection, work, mutation, load)))
         self._outdate(written)
         reply: Reply = written.reply
         return reply
@@ -180,14 +156,11 @@ class Database:
         Whatever fails fails for all and nothing is written: then each is to be written alone with `write`, which also
         finds out which of them had been answered before. Raises what `write` does.
         """
-        doubts: list[_Doubt] = []
-
-        def run(connection: Connection) -> _Written:
-            earlier = self._settled(connection, doubts)
-            return earlier or self._write_together_once(connection, work, mutations, load, doubts)
-
+        doubts: list[Doubt] = []
         try:
-            written = self._attempt(self._whole(run))
+            written = self._attempt(
+                self._whole(lambda connection: self._writing.together(connection, work, mutations, load, doubts))
+            )
         except Exception as error:
             if doubts and not isinstance(error, UnavailableError):
                 # Whoever would write each alone now might write it twice.
@@ -202,7 +175,7 @@ class Database:
 
         For what changes nothing of which copies are kept, and has no answer to be kept.
         """
-        return self._attempt(self._whole(lambda connection: self._transact_once(connection, work)))
+        return self._attempt(self._whole(lambda connection: self._writing.unanswered(connection, work)))
 
     def changes_since(self, position: Position, limit: int, *, whole: bool = True) -> Page:
         """Return at most `limit` changes that became visible after `position`, in commit order.
@@ -256,122 +229,7 @@ class Database:
         """Remove at most `limit` changes older than `kept` seconds; return how many that were."""
         return self.fetch_one(self._log.queries["purge"], {"kept": kept, "limit": limit}, int) or 0
 
-    def _write_once(
-        self,
-        connection: Connection,
-        work: Callable[[Transaction], Result],
-        mutation: Mutation[Result, Reply],
-        load: Load | None,
-    ) -> _Written:
-        transaction = begun(connection)
-        after = None
-        try:
-            with _rolled_back_on_error(connection):
-                with self._begun(connection, load):
-                    reply = mutation.reply(work(transaction))
-                    if not mutation.validate_only:
-                        tags = transaction.tags
-                        self._idempotency.keep(connection, mutation, reply, tags)
-                        transaction.append_to(self._log)
-                        commit = connection.execute("COMMIT", binary=True)
-                        after = self._look_after_commit(connection, tags)
-                if mutation.validate_only:
-                    # Not in the pipeline: psycopg forgets its prepared statements when it sees a ROLLBACK, and would
-                    # send DEALLOCATE ALL only after the next statement was prepared.
-                    connection.execute("ROLLBACK", binary=True)
-                    return _Written(reply, False, ())
-        except Exception as error:
-            # The write may have failed because an earlier attempt of the same call went through: then its reply counts.
-            if isinstance(error, psycopg.Error) and classify(error) is not Failure.FINAL:
-                raise
-            earlier = self._idempotency.recall(connection, mutation)
-            if earlier is not None:
-                # Whoever made that attempt may not have lived to drop the copies.
-                after = self._look_after_commit(connection, earlier.tags)
-                return _written(earlier.reply, bool(earlier.tags), earlier.tags, after)
-            if isinstance(error, psycopg.Error) and violates(error, PRIMARY_KEY):
-                raise ConflictError("the earlier answer of this call was purged in between") from error
-            raise
-        if commit.statusmessage != "COMMIT":
-            raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
-        return _written(reply, transaction.tells, tags, after)
-
-    def _write_together_once(
-        self,
-        connection: Connection,
-        work: Callable[[Transaction], Sequence[Result]],
-        mutations: Sequence[Mutation[Result, Reply]],
-        load: Load | None,
-        doubts: list[_Doubt],
-    ) -> _Written:
-        transaction = begun(connection)
-        receipt = uuid7()
-        try:
-            with _rolled_back_on_error(connection), self._begun(connection, load):
-                results = work(transaction)
-                replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
-                tags = transaction.tags
-                # With more tags than their own: which changes are of which call is not known here, and costs copies
-                # alone.
-                self._idempotency.keep_all(connection, receipt, mutations, replies, tags)
-                transaction.append_to(self._log)
-                doubts.append(_Doubt(receipt, replies, transaction.tells, tags))
-                commit = connection.execute("COMMIT", binary=True)
-                after = self._look_after_commit(connection, tags)
-        except psycopg.Error as error:
-            if classify(error) is not Failure.LOST:
-                # The server has said that it failed.
-                doubts.clear()
-            raise
-        if commit.statusmessage != "COMMIT":
-            raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
-        return _written(replies, transaction.tells, tags, after)
-
-    def _settled(self, connection: Connection, doubts: list[_Doubt]) -> _Written | None:
-        """Return what an attempt wrote whose outcome was in doubt; None when it wrote nothing and never will."""
-        for doubt in doubts:
-            if self._idempotency.settle(connection, doubt.receipt):
-                return _written(doubt.replies, doubt.tells, doubt.tags, self._look_after_commit(connection, doubt.tags))
-        if connection.warned:
-            raise UnconfirmedCommitError("PostgreSQL warned instead of confirming that nothing was written")
-        doubts.clear()
-        return None
-
-    @contextmanager
-    def _begun(self, connection: Connection, load: Load | None) -> Iterator[None]:
-        """Begin a transaction, with `load` in it, whose statements are sent without waiting for each."""
-        if load is not None:
-            connection.execute("BEGIN", binary=True)
-            self._limit_statements(connection)
-            with statement(load.query), connection.cursor().copy(load.query.text) as copy:
-                copy.write(load.data)
-        with connection.pipeline():
-            if load is None:
-                connection.execute("BEGIN", binary=True)
-                self._limit_statements(connection)
-            yield
-
-    def _transact_once(self, connection: Connection, work: Callable[[Transaction], Result]) -> Result:
-        with _rolled_back_on_error(connection), connection.pipeline():
-            connection.execute("BEGIN", binary=True)
-            self._limit_statements(connection)
-            result = work(begun(connection))
-            commit = connection.execute("COMMIT", binary=True)
-        if commit.statusmessage != "COMMIT":
-            raise UnconfirmedCommitError(f"COMMIT was answered with {commit.statusmessage}")
-        return result
-
-    def _limit_statements(self, connection: Connection) -> None:
-        """Limit the statements of the transaction that was begun; sent with what follows.
-
-        COMMIT is not limited: PostgreSQL stops the clock of statement_timeout before it commits, and so before it waits
-        for a standby.
-        """
-        limit = self.limit()
-        if limit is not None:
-            set_limit(connection, limit)
-
-    def _outdate(self, written: _Written) -> None:
+    def _outdate(self, written: Written) -> None:
         """Tell who waits for changes, and return when nobody answers from copies of before the write."""
         if written.tells and self.on_changed is not None:
             self.on_changed()
@@ -379,12 +237,6 @@ class Database:
             self.prepare(written.tags)
         if written.tags and self.copies is not None:
             self.copies.outdate(written.tags, written.snapshot, written.timeline, written.others)
-
-    def _look_after_commit(self, connection: Connection, tags: Sequence[str]) -> psycopg.Cursor[Any] | None:
-        """Ask for the snapshot, and for other holders of copies, in the round trip of the COMMIT."""
-        if not tags or self.copies is None:
-            return None
-        return connection.issue(self._log.queries["after_commit"], {"holder": self.copies.holder})
 
     def _whole(self, run: Callable[[Connection], Result]) -> Callable[[Connection], Result]:
         """Return `run`, which is a whole transaction, so that it is confirmed, and is a span where that is wanted."""
@@ -404,13 +256,6 @@ class Database:
                 _log.warning("database attempt failed", domain=self.domain, attempt=attempt, sqlstate=error.sqlstate)
             time.sleep(pause)
         raise AssertionError("unreachable")
-
-
-def _written(reply: Any, tells: bool, tags: Sequence[str], after: psycopg.Cursor[Any] | None) -> _Written:
-    if after is None:
-        return _Written(reply, tells, tags)
-    snapshot, newest, timeline, others = after.fetchall()[0]
-    return _Written(reply, tells, tags, settled(snapshot, newest), timeline, others)
 
 
 def _confirmed(run: Callable[[Connection], Result]) -> Callable[[Connection], Result]:
@@ -433,19 +278,5 @@ def _closed_when_lost(connection: Connection) -> Iterator[None]:
         yield
     except psycopg.Error as error:
         if classify(error) is Failure.LOST:
-            connection.close()
-        raise
-
-
-@contextmanager
-def _rolled_back_on_error(connection: Connection) -> Iterator[None]:
-    """Leave the connection outside of any transaction when the block fails."""
-    try:
-        yield
-    except BaseException:
-        try:
-            if not connection.closed:
-                connection.execute("ROLLBACK", binary=True)
-        except psycopg.Error:
             connection.close()
         raise

@@ -22,6 +22,10 @@ class ConstraintError(KronosError):
         self.constraint = constraint
 
 
+class UnconfirmedCommitError(psycopg.OperationalError):
+    """COMMIT was answered, but not in a way that vouches for the transaction: as good as a lost connection."""
+
+
 class Failure(enum.Enum):
     """What to do about a database error."""
 
