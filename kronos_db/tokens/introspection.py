@@ -17,7 +17,8 @@ from kronos_db.tokens.credentials import Credentials, Presented
 from kronos_db.tokens.model import TOKEN, Access, Loaded, Reason, Scope, State, SubjectKind, Token
 from kronos_db.tokens.uses import Uses
 
-_REASONS = {
+# By the number that is stored.
+_REASONS: Mapping[int, Reason] = {
     State.ACTIVE: Reason.NONE,
     State.EXPIRED: Reason.EXPIRED,
     State.REVOKED: Reason.REVOKED,
@@ -126,7 +127,7 @@ class Introspection:
         token = loaded.token
         user = token.subject.encode() if token.subject_kind == SubjectKind.USER else _NOBODY
         hash_ = loaded.hash or _NO_HASH
-        reason = _REASONS[State(token.state)]
+        reason = _REASONS[token.state]
         if reason:
             # What is over stays so, until somebody changes it.
             return LoadedCopy(hash_ + bytes((reason,)) + user, _tags(token))

@@ -235,7 +235,12 @@ class TokensStore:
 
     def note_uses(self, uses: Sequence[tuple[str, float]]) -> int:
         """Note that tokens were used so many seconds ago (ids of 32 digits); return of how many that was news."""
-        params = {"ids": [token_id for token_id, _ in uses], "agos": [ago for _, ago in uses]}
+        uses = sorted(uses)
+        # As texts: psycopg would look at each to make an array of them, and calls would wait for that.
+        params = {
+            "ids": f"{{{','.join([token_id for token_id, _ in uses])}}}",
+            "agos": f"{{{','.join([str(ago) for _, ago in uses])}}}",
+        }
         return self._database.execute(self._queries["see"], params)
 
     def revocations(self, limit: int) -> list[Revocation]:

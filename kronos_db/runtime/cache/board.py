@@ -15,12 +15,12 @@ import os
 import struct
 import threading
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID, uuid4
+from zlib import crc32
 
 PLACES = 1 << 16
 # What a bundle of tags begins with; no tag does.
@@ -92,16 +92,16 @@ class Board:
         """Return the places of `tags`, and of those in bundles: the same in every process."""
         places = []
         for tag in tags:
-            if tag.startswith(_BUNDLE):
+            if tag[0] == _BUNDLE:
                 places += [_HEADER + place for (place,) in _PLACE.iter_unpack(base64.b64decode(tag[1:]))]
             else:
-                places.append(_HEADER + zlib.crc32(tag.encode()) % PLACES)
+                places.append(_HEADER + crc32(tag.encode()) % PLACES)
         return tuple(places)
 
     @staticmethod
     def bundle(tags: Iterable[str]) -> str:
         """Return one tag that stands for all of `tags` in a change of many records: their places, without names."""
-        places = sorted({zlib.crc32(tag.encode()) % PLACES for tag in tags})
+        places = sorted({crc32(tag.encode()) % PLACES for tag in tags})
         return _BUNDLE + base64.b64encode(struct.pack(f">{len(places)}H", *places)).decode()
 
     def mark(self) -> Mark | None:

@@ -136,9 +136,11 @@ class Kind:
     def _fill(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Return the values of `keys` from Redis or by reading them, and keep them."""
         mark = self._board.mark()
+        if self._remote is None or mark is None:
+            return self._read(keys, mark)
         # Who reads a copy anew before its end would find the same one in Redis.
         asked = [key for key in keys if not self._is_refreshing(key)]
-        found = self._from_remote(asked, mark) if mark is not None and asked else {}
+        found = self._from_remote(self._remote, asked, mark) if asked else {}
         missing = [key for key in keys if key not in found]
         return found | self._read(missing, mark) if missing else found
 
@@ -154,18 +156,20 @@ class Kind:
         return {key: item.value for key, item in loaded.items()}
 
     def _entry(self, loaded: Loaded, mark: Mark, begun: int, cost: int) -> Entry:
-        seconds = self.rules.lifetime if loaded.valid_for is None else min(self.rules.lifetime, loaded.valid_for)
+        value, tags, seconds = loaded
+        if seconds is None or seconds > self.rules.lifetime:
+            seconds = self.rules.lifetime
         until = begun + int(seconds * _NANO)
-        return Entry(loaded.value, mark, self._board.places(loaded.tags), until, until - _HORIZON * cost, cost)
+        return Entry(value, mark, self._board.places(tags), until, until - _HORIZON * cost, cost)
 
-    def _from_remote(self, keys: Sequence[str], mark: Mark) -> dict[str, bytes]:
+    def _from_remote(self, remote: Remote, keys: Sequence[str], mark: Mark) -> dict[str, bytes]:
         """Return what Redis has of `keys` that is current, and keep it in memory."""
-        if self._remote is None or self._remote.is_away:
+        if remote.is_away:
             return {}
         names = {self._name(key): key for key in keys}
         at, clock = now(), int(time.time() * 1000)
         found = {}
-        for name, kept in self._remote.get(list(names)).items():
+        for name, kept in remote.get(list(names)).items():
             # A copy of before we followed the changes is not comparable.
             own = Mark(mark.epoch, kept.moment)
             left = kept.until - _SKEW - clock
@@ -220,7 +224,7 @@ class Kind:
         try:
             while not anew:
                 mark = self._board.mark()
-                if mark is not None and (found := self._from_remote([key], mark)):
+                if mark is not None and (found := self._from_remote(remote, [key], mark)):
                     return found[key]
                 if token is not None or time.monotonic() >= give_up:
                     break

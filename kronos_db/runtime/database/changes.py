@@ -145,7 +145,8 @@ def settled(snapshot: str, newest: int) -> str:
 
 def tag(kind: str, record_id: str = "") -> str:
     """Return the name by which copies depend on one record, or on all records of a kind."""
-    return f"{kind}:{record_id}" if record_id else kind
+    # Kinds may be members of an enum, which an f-string asks for their format.
+    return kind + ":" + record_id if record_id else kind
 
 
 def channel(domain: str, about: About = "changes") -> str:
