@@ -237,8 +237,8 @@ FOR UPDATE OF token;
 
 -- name: see
 -- Notes when tokens were last used: so many seconds ago. Not of a token that has ended for want of use, so that none
--- comes back. By ascending id, as others lock them; to lock them so for certain would be a third more work, and who is
--- told of a deadlock tries again.
+-- comes back. The ids come in ascending order from every process; to lock the rows so for certain would be a third more
+-- work, and who is told of a deadlock tries again.
 UPDATE tokens.token
 SET seen_time = now() - make_interval(secs => seen.ago)
 FROM unnest(%(ids)s::uuid[], %(agos)s::float8[]) AS seen (id, ago)

@@ -19,23 +19,22 @@ from tests.faults.wire import Moment, Wire
 from tests.parts.domain import LIMIT, mutation
 
 ATTEMPTS = 6
+# Where a write may be cut, and how.
+FAULTS = [
+    ("BEGIN", Moment.CUT_BEFORE),
+    ("users:effect", Moment.CUT_BEFORE),
+    ("users:keep", Moment.CUT_BEFORE),
+    ("COMMIT", Moment.CUT_BEFORE),
+    ("COMMIT", Moment.CUT_AFTER),
+    ("COMMIT", Moment.ROLLBACK_TAG),
+]
 
 
 def begun(wire: Wire) -> int:
     return sum(statement == "BEGIN" for statement in wire.statements)
 
 
-@pytest.mark.parametrize(
-    ("statement", "moment"),
-    [
-        ("BEGIN", Moment.CUT_BEFORE),
-        ("users:effect", Moment.CUT_BEFORE),
-        ("users:keep", Moment.CUT_BEFORE),
-        ("COMMIT", Moment.CUT_BEFORE),
-        ("COMMIT", Moment.CUT_AFTER),
-        ("COMMIT", Moment.ROLLBACK_TAG),
-    ],
-)
+@pytest.mark.parametrize(("statement", "moment"), FAULTS)
 def test_one_fault_is_not_noticed(world: World, wire: Wire, users: Database, statement: str, moment: Moment) -> None:
     fault, before = wire.arm(statement, moment), begun(wire)
     call = mutation()

@@ -18,7 +18,7 @@ from kronos_db.runtime.database.transaction import Transaction
 from kronos_db.runtime.errors import KronosError, RequestIdReusedError, UnavailableError
 from kronos_db.runtime.workers import Gatherer
 from tests.faults.conftest import World, effect
-from tests.faults.test_commit import ATTEMPTS, begun
+from tests.faults.test_commit import ATTEMPTS, FAULTS, begun
 from tests.faults.test_retries import DOUBLE, Failing
 from tests.faults.wire import Moment, Wire
 from tests.parts.domain import LIMIT, mutation, unnamed
@@ -58,17 +58,7 @@ def calls(request: pytest.FixtureRequest) -> list[Mutation[Any, Any]]:
     return makers[request.param]
 
 
-@pytest.mark.parametrize(
-    "at",
-    [
-        ("BEGIN", Moment.CUT_BEFORE),
-        ("users:effect", Moment.CUT_BEFORE),
-        ("users:keep", Moment.CUT_BEFORE),
-        ("COMMIT", Moment.CUT_BEFORE),
-        ("COMMIT", Moment.CUT_AFTER),
-        ("COMMIT", Moment.ROLLBACK_TAG),
-    ],
-)
+@pytest.mark.parametrize("at", FAULTS)
 def test_one_fault_is_not_noticed(
     world: World, wire: Wire, users: Database, calls: list[Mutation[Any, Any]], at: tuple[str, Moment]
 ) -> None:
@@ -249,8 +239,7 @@ def test_copies_are_dropped_by_who_settles(world: World, wire: Wire, users: Data
     users.copies, users.on_changed = Copies(), lambda: told.append("changed")
 
     def work(tx: Transaction) -> list[str]:
-        change = Change("user", "of-a", {})
-        tx.note(change)
+        tx.note(Change("user", "of-a", {}))
         return [effect()(tx)]
 
     wire.arm("COMMIT", Moment.CUT_AFTER)

@@ -139,6 +139,7 @@ class Database:
         RequestIdReusedError, ConstraintError, ConflictError, UnavailableError, OverloadedError, StatementTimeoutError.
         """
         if mutation.request_id is None and not mutation.validate_only:
+            # Nobody repeats it but the attempts made here: it is settled as calls that are written together are.
             return self.write_together(lambda tx: [work(tx)], [mutation], load)[0]
         written = self._attempt(self._whole(lambda connection: self._writing.once(connection, work, mutation, load)))
         self._outdate(written)

@@ -26,7 +26,7 @@ Reply = TypeVar("Reply")
 
 PRIMARY_KEY = "idempotency_pkey"
 # Seconds for which a receipt is kept: longer than all attempts of a write take.
-_ATTEMPTS = 600.0
+_ATTEMPTS_WINDOW = 600.0
 # No caller's name. The fingerprint tells the receipt of a transaction from what stands there to keep it out.
 _NOBODY = ""
 _RECEIPT, _VOID = b"", b"void"
@@ -88,7 +88,7 @@ class Idempotency:
         tags: Sequence[str],
     ) -> None:
         """Queue the rows that hold those of `replies` that may be asked for again, as `keep` does, and the receipt."""
-        rows = [(_NOBODY, receipt.hex, _RECEIPT, b"", _ATTEMPTS)]
+        rows = [(_NOBODY, receipt.hex, _RECEIPT, b"", _ATTEMPTS_WINDOW)]
         rows += [
             (mutation.caller, mutation.request_id.hex, mutation.fingerprint, mutation.encode(reply), mutation.window)
             for mutation, reply in zip(mutations, replies, strict=True)
@@ -138,5 +138,5 @@ def _receipt(receipt: UUID, fingerprint: bytes) -> dict[str, Any]:
         "fingerprint": fingerprint,
         "reply": b"",
         "tags": [],
-        "window": _ATTEMPTS,
+        "window": _ATTEMPTS_WINDOW,
     }

@@ -113,8 +113,7 @@ class Writing:
                 results = work(transaction)
                 replies = [mutation.reply(result) for mutation, result in zip(mutations, results, strict=True)]
                 tags = transaction.tags
-                # With more tags than their own: which changes are of which call is not known here, and costs copies
-                # alone.
+                # With more tags than their own, which costs copies alone: whose changes are whose is not known here.
                 self._idempotency.keep_all(connection, receipt, mutations, replies, tags)
                 transaction.append_to(self._log)
                 doubts.append(Doubt(receipt, replies, transaction.tells, tags))
