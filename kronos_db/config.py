@@ -269,7 +269,9 @@ class Settings(BaseSettings):
         "each core that this process may use.",
     )
     cpu_affinity: Literal["one-core", "off"] = Field(
-        "one-core", description="Whether the threads of a serving process stay on one core, chosen and changed by load."
+        "one-core",
+        description="Whether the threads of a serving process stay on one core, chosen and changed by load, under "
+        "SCHED_BATCH.",
     )
     max_concurrent_calls: int = Field(
         16_384,

@@ -2,8 +2,11 @@
 
 Threads that share an interpreter lock run one at a time anyway. On one core the lock passes from thread to thread by
 a plain switch of context; across cores each pass wakes another processor, which costs more than most of what the
-threads do with the lock. A bare grpcio server answers twice as many calls this way. docs/decisions/0003-workers.md
-has the measurements.
+threads do with the lock. A bare grpcio server answers twice as many calls this way.
+
+They are under SCHED_BATCH (sched(7)): a thread that wakes does not push off the one that runs, which holds the lock
+that it will ask for first. Otherwise gRPC's thread would do so at each answer that was sent, find the lock taken and
+sleep again. docs/decisions/0003-workers.md has the measurements.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -36,6 +39,8 @@ class OneCore:
     def __init__(self, slot: int | None = None, slots: int = 1) -> None:
         self._all = os.sched_getaffinity(0)
         self._released: set[int] = set()
+        # Another policy than that of every process was given to this one by somebody who knows why.
+        self._batch = os.sched_getscheduler(0) == os.SCHED_OTHER
         self._stopped = threading.Event()
         cores = sorted(self._all)
         # Processes of one supervisor share the cores out: two that flee from each other would meet again and again.
@@ -44,19 +49,33 @@ class OneCore:
         self._thread = threading.Thread(target=self._follow, name="affinity", daemon=True)
 
     def start(self) -> None:
-        """Gather the threads on one core; those that they start will be there too."""
-        self._pin([task for task in self._tasks() if task not in self._released])
-        if len(self._own) > 1:
-            self._thread.start()
+        """Gather the threads on one core; those that they start will be there too.
+
+        What the system refuses, as a sandbox may, is said and done without.
+        """
+        ours = [task for task in self._tasks() if task not in self._released]
+        if self._batch:
+            with _unless_refused("SCHED_BATCH for threads that share the interpreter lock"):
+                for task in ours:
+                    _schedule(task, os.SCHED_BATCH)
+        with _unless_refused("keeping threads on one core"):
+            self._pin(ours)
+            if len(self._own) > 1:
+                self._thread.start()
 
     def stop(self) -> None:
         """Stop looking."""
         self._stopped.set()
 
     def release(self) -> None:
-        """Let the calling thread run on every core."""
+        """Let the calling thread run on every core, whoever else wants it."""
         self._released.add(threading.get_native_id())
-        os.sched_setaffinity(0, self._all)
+        # What is refused here was refused to `start` too, which said so.
+        with suppress(PermissionError):
+            os.sched_setaffinity(0, self._all)
+        if self._batch:
+            with suppress(PermissionError):
+                _schedule(0, os.SCHED_OTHER)
 
     def _follow(self) -> None:
         ran, waited = self._times()
@@ -95,6 +114,19 @@ class OneCore:
 
     def _tasks(self) -> list[int]:
         return [int(entry.name) for entry in _TASKS.iterdir()]
+
+
+def _schedule(task: int, policy: int) -> None:
+    with suppress(ProcessLookupError):
+        os.sched_setscheduler(task, policy, os.sched_param(0))
+
+
+@contextmanager
+def _unless_refused(what: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        _log.warning("the system does not allow what makes calls cheaper", what=what, error=str(error))
 
 
 def is_crowded(ran: float, waited: float) -> bool:

@@ -1,4 +1,4 @@
-"""One core: threads are gathered on it, those let go are not, and a crowded one is left."""
+"""One core: threads are gathered on it and do not push each other off; those let go are free; a crowded one is left."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ core._pin(gathered)
 cores = sorted(everywhere)
 for release, tid in ids:
     assert os.sched_getaffinity(tid) == (everywhere if release else {cores[1 % len(cores)]}), (release, tid)
+    assert os.sched_getscheduler(tid) == (os.SCHED_OTHER if release else os.SCHED_BATCH), (release, tid)
 core.stop()
 stop.set()
 """
@@ -69,3 +70,43 @@ stop.set()
 
 def test_threads_are_on_one_core_but_for_those_let_go() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=30)
+
+
+REFUSED = """
+import os
+from kronos_db.runtime.affinity import OneCore
+allowed = os.sched_getaffinity(0)
+def refuse(*_):
+    raise PermissionError
+os.{refused} = refuse
+core = OneCore()
+core.start()
+core.release()
+core.stop()
+assert os.sched_getscheduler(0) == os.SCHED_OTHER
+assert os.sched_getaffinity(0) == allowed
+"""
+
+
+@pytest.mark.parametrize("refused", ["sched_setaffinity", "sched_setscheduler"])
+def test_what_a_sandbox_refuses_is_said_and_done_without(refused: str) -> None:
+    command = [sys.executable, "-c", REFUSED.format(refused=refused)]
+    out = subprocess.run(command, check=True, timeout=30, capture_output=True, text=True)
+    assert "does not allow" in out.stdout + out.stderr
+
+
+GIVEN = """
+import os
+from kronos_db.runtime.affinity import OneCore
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+core = OneCore()
+core.start()
+assert os.sched_getscheduler(0) == os.SCHED_IDLE
+core.release()
+assert os.sched_getscheduler(0) == os.SCHED_IDLE
+core.stop()
+"""
+
+
+def test_the_policy_that_an_operator_gave_the_process_is_kept() -> None:
+    subprocess.run([sys.executable, "-c", GIVEN], check=True, timeout=30)
