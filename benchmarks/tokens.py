@@ -54,19 +54,17 @@ def rows() -> Iterator[Row]:
         whose = Whose(pb.SUBJECT_KIND_USER, _new_user(on))
         filler = Filler(on.settings, whose)
         hot = filler.known(_HOT - _SAMPLE)
-        filler.others(_FEW - _HOT)
-        few_cold, few_hot = _p50s(on, tokens, filler, hot)
-        filler.others(_MANY - _FEW)
-        many_cold, many_hot = _p50s(on, tokens, filler, hot)
+        filler.others(_MANY - _HOT)
+        with stand(_PROCESSES) as small:
+            few = Filler(small.settings, Whose(pb.SUBJECT_KIND_USER, _new_user(small)))
+            few.others(_FEW - _SAMPLE)
+            yield from _growth((small, few), (on, filler))
         hot += filler.known(_SAMPLE)
         answer = _answer_bytes(on, tokens, hot[0])
         with echo(on.settings.worker_threads, answer, _PROCESSES) as floor:
             yield from _introspections(on, floor, hot, filler)
         yield from _batches(on, hot)
         yield from _issues(on, whose)
-        name = f"tokens: IntrospectToken, p50 with {_MANY:,} stored beside {_FEW:,}"
-        yield at_most(f"{name}, cold", many_cold, "ms", few_cold, 1.2)
-        yield at_most(f"{name}, hot", many_hot, "ms", few_hot, 1.2)
         yield from _revocation(on, tokens, filler, hot)
 
 
@@ -101,20 +99,22 @@ def _answer_bytes(on: Stand, tokens: TokensServiceStub, text: str) -> int:
     return answer.ByteSize()
 
 
-def _p50s(on: Stand, tokens: TokensServiceStub, filler: Filler, hot: Sequence[str]) -> tuple[float, float]:
-    """Return the p50 of introspections of tokens that nobody has asked for, and of those that were just asked for."""
-    fresh = filler.known(_SAMPLE)
-    on.load(_INTROSPECT, _requests(hot), 2.0)
+def _growth(*stands: tuple[Stand, Filler]) -> Iterator[Row]:
+    """Compare introspections one at a time, of tokens that nobody asked for and of those just asked for.
 
-    def p50(texts: Sequence[str]) -> float:
-        times = []
-        for text in texts:
-            begin = time.perf_counter()
-            tokens.IntrospectToken(pb.IntrospectTokenRequest(token=text), metadata=on.metadata)
-            times.append((time.perf_counter() - begin) * 1000)
-        return statistics.median(times)
-
-    return p50(fresh), p50(fresh)
+    The stands, one with few tokens and one with many, are asked in turn, so that both see the same weather.
+    """
+    asked = [(on, TokensServiceStub(on.channel), filler.known(_SAMPLE)) for on, filler in stands]
+    name = f"tokens: IntrospectToken, p50 with {_MANY:,} stored beside {_FEW:,}"
+    for which in ("cold", "hot"):
+        times: list[list[float]] = [[] for _ in stands]
+        for number in range(_SAMPLE):
+            for (on, tokens, texts), taken in zip(asked, times, strict=True):
+                begin = time.perf_counter()
+                tokens.IntrospectToken(pb.IntrospectTokenRequest(token=texts[number]), metadata=on.metadata)
+                taken.append((time.perf_counter() - begin) * 1000)
+        few, many = map(statistics.median, times)
+        yield at_most(f"{name}, {which}", many, "ms", few, 1.2)
 
 
 def _introspections(on: Stand, floor: str, hot: Sequence[str], filler: Filler) -> Iterator[Row]:
