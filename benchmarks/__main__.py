@@ -71,9 +71,9 @@ are those of eight connections with one batch each in flight, about the same 8,0
 1,000: two servers, asked in turn.
 
 **Rows of tokens.** 2 processes. 8,000 tokens of 3,000,000 are hot, others are asked for once. **With 3,000,000 stored
-beside 10,000** is asked one at a time, so that the database shows and not the queue. A token's subject is a user of
-UsersService, which tells whether that user is active. While the tokens of one subject are
-revoked, others are introspected without a pause.
+beside 10,000**: two servers, asked in turn, one call at a time, so that the database shows and not the queue. A token's
+subject is a user of UsersService, which tells whether that user is active. While the tokens of one subject are revoked,
+others are introspected without a pause.
 
 **Rows of restricted SQL.** Eight statements that take all they can get, each for a second, while somebody else calls
 without a pause. A statement that computes keeps a core of PostgreSQL's machine busy, here one of two; any process does

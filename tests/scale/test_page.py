@@ -88,6 +88,8 @@ def test_the_arithmetic_goes_by_them() -> None:
     mixed = mixed_cores()
     assert f"takes about {mixed} cores of serving processes" in PAGE
     assert f"{mixed} processes × 7 domains × 4 = {mixed * 28:,}" in PAGE  # noqa: RUF001  # as the page has it
+    assert f"pgBouncer for each domain: {mixed} × 4 clients" in PAGE  # noqa: RUF001
+    assert f"| {mixed} processes × 1 to 7 databases" in PAGE  # noqa: RUF001
     batch = FIGURES["users: BatchCheckPermissions of 1,000, 2 processes"]["value"]
     assert f"BatchCheckPermissions decides {batch:,.0f} times a second" in PAGE
     assert f"idle streams ({FIGURES['streams: memory of an idle watch stream']['value']:.1f} KB each)" in PAGE
