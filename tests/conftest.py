@@ -15,6 +15,7 @@ from xdist.remote import Producer
 from kronos_db import schemas
 from kronos_db.embedded.postgres import EmbeddedPostgres
 from kronos_db.embedded.redis import EmbeddedRedis
+from kronos_db.runtime.issuer import ISSUED
 from tests.parts.domain import new_database, settings_of
 from tests.parts.fleet import Fleet
 from tests.parts.lanes import Lanes
@@ -85,6 +86,15 @@ def serving(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture
+def untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the server at hand told which methods issue which statements.
+
+    A process tells of each statement once, and one that served in this process before may have been told.
+    """
+    monkeypatch.setattr(ISSUED, "_known", set())
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from tests.parts.domain import LIMIT
 from tests.parts.eventually import eventually
 from tests.parts.serving import Serving
 
+pytestmark = pytest.mark.usefixtures("untold")
+
 
 def run(serving: Serving, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run a command against the server; return what it prints."""

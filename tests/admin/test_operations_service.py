@@ -15,7 +15,6 @@ from kronos.admin.v1 import admin_pb2_grpc, indexes_pb2, statements_pb2
 from kronos.users.v1 import users_pb2
 
 from kronos_db import schemas
-from kronos_db.runtime.issuer import ISSUED
 from tests.parts.domain import LIMIT
 from tests.parts.eventually import eventually
 from tests.parts.refusal import refused
@@ -23,17 +22,12 @@ from tests.parts.serving import Serving
 from tests.users.population import create
 
 GET_USER = "kronos.users.v1.UsersService/GetUser"
+pytestmark = pytest.mark.usefixtures("untold")
 
 
 @pytest.fixture(scope="module")
 def admin(serving: Serving) -> Any:
     return admin_pb2_grpc.AdminServiceStub(serving.channel_of("operator"))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_was_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers of tests before these shared the process, and each statement is told of once, to one of them."""
-    monkeypatch.setattr(ISSUED, "_known", set())
 
 
 def outcome(call: Callable[[], Any]) -> tuple[str, str]:
