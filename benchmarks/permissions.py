@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import TypeAlias
 
@@ -17,7 +18,19 @@ import psycopg
 from kronos.users.v1 import roles_pb2 as pb
 
 from benchmarks.load import Outcome
-from benchmarks.stand import IN_FLIGHT, Row, Stand, at_least, at_most, echo, run_load, settle, stand
+from benchmarks.stand import (
+    IN_FLIGHT,
+    Asked,
+    Row,
+    Stand,
+    at_least,
+    at_most,
+    echo,
+    p50s_in_turn,
+    run_load,
+    settle,
+    stand,
+)
 
 _PROCESSES = 2
 _ROUNDS = 3
@@ -69,7 +82,8 @@ def rows() -> Iterator[Row]:
         yield from _batches(on, users[:_HOT])
         most = _fill(admin, _MANY + 1, _MOST)
         with _prepared() as (small, small_admin):
-            p50, floor_p50 = _p50s_alone((on, most), (small, _fill(small_admin, 1, _FEW)))
+            few = _fill(small_admin, 1, _FEW)
+            p50, floor_p50 = p50s_in_turn(_alone(on, most), _alone(small, few))
         name = "users: CheckPermission not in copies, one at a time, p50 with 1,000,000 users beside 1,000"
         yield at_most(name, p50, "ms", floor_p50, 1.2)
 
@@ -132,19 +146,9 @@ def _load_batches(on: Stand, requests: Sequence[bytes]) -> float:
         return sum(threads.map(call, range(_BATCHES_IN_FLIGHT))) / _SECONDS
 
 
-def _p50s_alone(*stands: tuple[Stand, Sequence[User]]) -> list[float]:
-    """Return for each stand the median milliseconds of checks of users who were never asked for, one at a time.
-
-    The stands are asked in turn, so that both see the same weather.
-    """
-    times: list[list[float]] = [[] for _ in stands]
-    for number in range(_ALONE):
-        for (on, users), taken in zip(stands, times, strict=True):
-            request = _question(users[number])
-            begin = time.perf_counter()
-            on.users.CheckPermission(request, metadata=on.metadata)
-            taken.append((time.perf_counter() - begin) * 1000)
-    return [statistics.median(taken) for taken in times]
+def _alone(on: Stand, users: Sequence[User]) -> Asked:
+    """Return how to ask, and questions about users who were never asked for."""
+    return partial(on.users.CheckPermission, metadata=on.metadata), [_question(user) for user in users[:_ALONE]]
 
 
 def _create_roles(on: Stand) -> None:

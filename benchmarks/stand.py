@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import select
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from kronos_db.config import Settings, environment_of, load
 from kronos_db.runtime.processes import SharedPort
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
+# A method and its requests.
+Asked: TypeAlias = tuple[Callable[[Any], object], Sequence[Any]]
 
 IN_FLIGHT = 64
 _START_SECONDS = 60.0
@@ -226,6 +229,20 @@ def children(parent: int) -> list[int]:
         if int(of[1]) == parent:
             found.append(int(entry.parent.name))
     return found
+
+
+def p50s_in_turn(*asked: Asked) -> list[float]:
+    """Return for each of `asked` the median milliseconds of its calls, made one at a time.
+
+    The methods are called in turn, so that all see the same weather.
+    """
+    times: list[list[float]] = [[] for _ in asked]
+    for number in range(min(len(requests) for _, requests in asked)):
+        for (method, requests), taken in zip(asked, times, strict=True):
+            begin = time.perf_counter()
+            method(requests[number])
+            taken.append((time.perf_counter() - begin) * 1000)
+    return [statistics.median(taken) for taken in times]
 
 
 def settle() -> None:
