@@ -19,6 +19,9 @@ from tests.parts.domain import LIMIT, redirected, settings_of
 
 ROLE_DSN = "postgresql://someone:secret@127.0.0.1:1/somewhere"
 
+# A server of a test leaves the core and the policy of its process alone.
+IN_THIS_PROCESS = {"grpc_listen": "127.0.0.1:0", "ops_listen": "127.0.0.1:0", "cpu_affinity": "off"}
+
 
 def ignore(_domain: str, _name: str) -> None:
     pass
@@ -94,7 +97,7 @@ def test_what_waiting_does_not_mend_is_raised(
         shortfall(settings)
     with pytest.raises(error):
         schemas.migration_plan(settings)
-    server = Server(settings.model_copy(update={"grpc_listen": "127.0.0.1:0", "ops_listen": "127.0.0.1:0"}))
+    server = Server(settings.model_copy(update=IN_THIS_PROCESS))
     try:
         with pytest.raises(error):
             server.start(threading.Event())
@@ -118,7 +121,7 @@ def readyz(server: Server) -> tuple[int, str]:
 
 def test_readyz_waits_for_the_migrations(settings: Settings, database: str) -> None:
     unmigrate(database)
-    server = Server(settings.model_copy(update={"grpc_listen": "127.0.0.1:0", "ops_listen": "127.0.0.1:0"}))
+    server = Server(settings.model_copy(update=IN_THIS_PROCESS))
     stopped = threading.Event()
     starting = threading.Thread(target=server.start, args=(stopped,))
     starting.start()
